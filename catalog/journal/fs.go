@@ -1,0 +1,121 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// FS is what the log needs of a filesystem; tests put faults behind it. Paths are as given in Options.Dir.
+type FS interface {
+	// OpenFile opens a regular file and never follows a symbolic link in the last element.
+	OpenFile(name string, flag int, perm os.FileMode) (File, error)
+	// ReadDir lists the names in a directory; fs.ErrNotExist when there is none.
+	ReadDir(dir string) ([]string, error)
+	Mkdir(dir string, perm os.FileMode) error
+	Rename(from, to string) error
+	Remove(name string) error
+	// SyncDir makes the entries of a directory durable.
+	SyncDir(dir string) error
+}
+
+// File is an open segment.
+type File interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+	Size() (int64, error)
+	Truncate(size int64) error
+	// Datasync makes content and size durable (fdatasync).
+	Datasync() error
+	// Allocate reserves room for the bytes [off, off+n) without changing the size. A filesystem that cannot says so with an error.
+	Allocate(off, n int64) error
+}
+
+// OS returns the operating system's FS.
+func OS() FS { return osFS{} }
+
+type osFS struct{}
+
+func (osFS) OpenFile(name string, flag int, perm os.FileMode) (File, error) {
+	// O_NONBLOCK: opening a FIFO that someone put in the segment's place must not hang.
+	f, err := os.OpenFile(name, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, perm)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = &fs.PathError{Op: "open", Path: name, Err: errors.New("not a regular file")}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+func (osFS) ReadDir(dir string) ([]string, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return d.Readdirnames(-1)
+}
+
+func (osFS) Mkdir(dir string, perm os.FileMode) error { return os.Mkdir(dir, perm) }
+func (osFS) Rename(from, to string) error             { return os.Rename(from, to) }
+func (osFS) Remove(name string) error                 { return os.Remove(name) }
+
+func (osFS) SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+type osFile struct{ *os.File }
+
+func (f osFile) Size() (int64, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
+}
+
+func (f osFile) Datasync() error {
+	return f.control("fdatasync", func(fd int) error { return unix.Fdatasync(fd) })
+}
+
+func (f osFile) Allocate(off, n int64) error {
+	return f.control("fallocate", func(fd int) error { return unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, off, n) })
+}
+
+// control runs a system call on the descriptor, again when a signal interrupts it.
+func (f osFile) control(op string, call func(fd int) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var callErr error
+	err = raw.Control(func(fd uintptr) {
+		for {
+			if callErr = call(int(fd)); !errors.Is(callErr, unix.EINTR) {
+				return
+			}
+		}
+	})
+	if err == nil {
+		err = callErr
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", op, f.Name(), err)
+	}
+	return nil
+}
