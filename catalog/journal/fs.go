@@ -2,7 +2,6 @@ package journal
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -32,8 +31,6 @@ type File interface {
 	Truncate(size int64) error
 	// Datasync makes content and size durable (fdatasync).
 	Datasync() error
-	// Allocate reserves room for the bytes [off, off+n) without changing the size. A filesystem that cannot says so with an error.
-	Allocate(off, n int64) error
 }
 
 // OS returns the operating system's FS.
@@ -90,32 +87,23 @@ func (f osFile) Size() (int64, error) {
 }
 
 func (f osFile) Datasync() error {
-	return f.control("fdatasync", func(fd int) error { return unix.Fdatasync(fd) })
-}
-
-func (f osFile) Allocate(off, n int64) error {
-	return f.control("fallocate", func(fd int) error { return unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, off, n) })
-}
-
-// control runs a system call on the descriptor, again when a signal interrupts it.
-func (f osFile) control(op string, call func(fd int) error) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
-	var callErr error
+	var syncErr error
 	err = raw.Control(func(fd uintptr) {
 		for {
-			if callErr = call(int(fd)); !errors.Is(callErr, unix.EINTR) {
+			if syncErr = unix.Fdatasync(int(fd)); !errors.Is(syncErr, unix.EINTR) {
 				return
 			}
 		}
 	})
 	if err == nil {
-		err = callErr
+		err = syncErr
 	}
 	if err != nil {
-		return fmt.Errorf("%s %s: %w", op, f.Name(), err)
+		return &fs.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
 	}
 	return nil
 }
