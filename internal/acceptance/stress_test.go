@@ -1,0 +1,48 @@
+//go:build system
+
+package acceptance
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// stressLeftOut are the stressors of stress-ng's filesystem class that do not run, with the reason for each.
+func stressLeftOut() map[string]string {
+	return map[string]string{
+		"bind-mount": "stress-ng itself disables it: it may hang the machine",
+		"binderfs":   "mounts Android's binder filesystem; it does not touch the filesystem under test",
+		"eventfd":    "uses event descriptors; it does not touch the filesystem under test",
+		"procfs":     "reads /proc; it does not touch the filesystem under test",
+		"verity":     "fs-verity is an ioctl that neither FUSE nor this machine's ext4 offers",
+	}
+}
+
+// TestStressNG runs each stressor of the filesystem class with --verify for a second.
+func TestStressNG(t *testing.T) {
+	p := newPlace(t, placeOptions{})
+	// stress-ng prints the class to its standard error or output, as "class 'filesystem' stressors: access ...".
+	out := command{}.run(t, "sh", "-c", "stress-ng --class 'filesystem?' 2>&1 || true")
+	_, list, ok := strings.Cut(out, "stressors:")
+	names := strings.Fields(list)
+	if !ok || len(names) < 30 {
+		t.Fatalf("stress-ng does not list its filesystem class: %q", out)
+	}
+	leftOut := stressLeftOut()
+	for _, name := range names {
+		if why := leftOut[name]; why != "" {
+			t.Logf("left out: %s: %s", name, why)
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			out := command{dir: p.dir}.run(t, "stress-ng", fmt.Sprintf("--%s", name), "2", "--timeout", "1", "--verify", "--temp-path", p.dir)
+			for _, bad := range []string{"skipping stress test", "unsuccessful run", "fail:", "No stress workers invoked"} {
+				if strings.Contains(out, bad) {
+					t.Errorf("stress-ng says %q:\n%s", bad, out)
+				}
+			}
+		})
+	}
+	p.checkReopened()
+}
