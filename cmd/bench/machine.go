@@ -1,0 +1,148 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Machine is what the figures depend on besides the program.
+type Machine struct {
+	CPU       string `json:"cpu"`
+	Cores     int    `json:"cores"`
+	MemoryMiB int64  `json:"memory_mib"`
+	Kernel    string `json:"kernel"`
+	Go        string `json:"go"`
+	Disk      string `json:"disk"` // filesystem and device below the scratch folder
+}
+
+// lookAtMachine describes this machine and the disk below dir.
+func lookAtMachine(dir string) (Machine, error) {
+	m := Machine{Cores: runtime.NumCPU(), Go: runtime.Version()}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return m, fmt.Errorf("look at the machine: %w", err)
+	}
+	m.Kernel = unix.ByteSliceToString(u.Release[:])
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return m, fmt.Errorf("look at the machine: %w", err)
+	}
+	m.MemoryMiB = int64(info.Totalram) * int64(info.Unit) >> 20
+	cpu, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return m, fmt.Errorf("look at the machine: %w", err)
+	}
+	m.CPU = cpuModel(cpu)
+	mounts, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return m, fmt.Errorf("look at the machine: %w", err)
+	}
+	defer mounts.Close()
+	if m.Disk, err = diskBelow(mounts, dir); err != nil {
+		return m, fmt.Errorf("look at the machine: %w", err)
+	}
+	return m, nil
+}
+
+// cpuModel is the first model name in /proc/cpuinfo.
+func cpuModel(cpuinfo []byte) string {
+	for line := range bytes.Lines(cpuinfo) {
+		if k, v, ok := bytes.Cut(line, []byte(":")); ok && string(bytes.TrimSpace(k)) == "model name" {
+			return string(bytes.TrimSpace(v))
+		}
+	}
+	return "unknown"
+}
+
+// diskBelow finds in a mountinfo (proc_pid_mountinfo(5)) what is mounted where dir lies: the longest mount point that is a prefix, and of
+// equal ones the last, which hides the others.
+func diskBelow(mountinfo io.Reader, dir string) (string, error) {
+	best, disk := -1, "unknown"
+	s := bufio.NewScanner(mountinfo)
+	s.Buffer(nil, 1<<20)
+	for s.Scan() {
+		before, after, ok := strings.Cut(s.Text(), " - ")
+		f, g := strings.Fields(before), strings.Fields(after)
+		if !ok || len(f) < 5 || len(g) < 2 {
+			continue
+		}
+		point := f[4]
+		inside := dir == point || strings.HasPrefix(dir, strings.TrimSuffix(point, "/")+"/")
+		if inside && len(point) >= best {
+			best, disk = len(point), g[0]+" on "+g[1]
+		}
+	}
+	return disk, s.Err()
+}
+
+// sourceState is the commit that this program was built from, and whether the source differed from it.
+func sourceState() (commit string, modified bool) {
+	commit = "unknown"
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return commit, false
+	}
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			commit = s.Value[:min(len(s.Value), 12)]
+		case "vcs.modified":
+			modified = s.Value == "true"
+		}
+	}
+	return commit, modified
+}
+
+// sha256Rate is the speed of SHA-256 on one core in MiB/s: the best of three tries of 256 MiB, from memory that the processor has not cached.
+func sha256Rate() float64 {
+	b := randomBytes(1, cycleSize)
+	best := 0.0
+	for range 3 {
+		start := time.Now()
+		h := sha256.New()
+		for range 4 {
+			h.Write(b)
+		}
+		h.Sum(nil)
+		best = max(best, 4*float64(len(b))/(1<<20)/time.Since(start).Seconds())
+	}
+	return best
+}
+
+var errTooLittle = errors.New("not enough free space")
+
+// checkFree wants at least need bytes free on the disk below dir.
+func checkFree(dir string, need int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("look at the disk below %s: %w", dir, err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < need {
+		return fmt.Errorf("%w below %s: %d MiB are needed, %d are free; name another folder with --dir", errTooLittle, dir, need>>20, free>>20)
+	}
+	return nil
+}
+
+// scratch makes a new folder below dir for all that is measured.
+func scratch(dir string) (string, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make the scratch folder: %w", err)
+	}
+	path, err := os.MkdirTemp(dir, "holdfast-bench-")
+	if err != nil {
+		return "", fmt.Errorf("make the scratch folder: %w", err)
+	}
+	return filepath.Abs(path)
+}

@@ -1,0 +1,234 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+)
+
+// runOptions say what is measured.
+type runOptions struct {
+	dir      string
+	holdfast string // the program
+	rows     *regexp.Regexp
+	targets  []string
+	rounds   int
+	quick    bool
+	rates    bool
+	trips    bool
+	profile  string // folder for Holdfast's CPU profiles; empty: none
+	log      *slog.Logger
+}
+
+func runCommand(c *cli.Context) error {
+	o := runOptions{dir: c.String("dir"), rounds: c.Int("rounds"), quick: c.Bool("quick"), rates: !c.Bool("only-trips"),
+		trips: !c.Bool("no-trips"), targets: strings.Split(c.String("targets"), ","), log: logger()}
+	var err error
+	if o.rows, err = regexp.Compile(c.String("rows")); err != nil {
+		return fmt.Errorf("--rows: %w", err)
+	}
+	for _, name := range o.targets {
+		if !slices.Contains(targetNames(), name) {
+			return fmt.Errorf("--targets: there is no target %q, only %s", name, strings.Join(targetNames(), ", "))
+		}
+	}
+	if o.rounds == 0 {
+		o.rounds = defaultRounds
+		if o.quick {
+			o.rounds = 1
+		}
+	}
+	if o.rounds < 1 {
+		return errors.New("--rounds must be 1 at least")
+	}
+	if slices.Contains(o.targets, nameHoldfast) {
+		if o.holdfast, err = holdfastProgram(c); err != nil {
+			return err
+		}
+	}
+	if o.profile = c.String("profile"); o.profile != "" {
+		if o.profile, err = filepath.Abs(o.profile); err != nil {
+			return fmt.Errorf("--profile: %w", err)
+		}
+		if err := os.MkdirAll(o.profile, 0o755); err != nil {
+			return fmt.Errorf("--profile: %w", err)
+		}
+	}
+	r, err := measure(c.Context, o)
+	if err != nil {
+		return err
+	}
+	if path := c.String("json"); path != "" {
+		if err := writeResult(path, r); err != nil {
+			return err
+		}
+	}
+	if page := c.String("markdown"); page != "" {
+		if err := replaceFigures(page, r); err != nil {
+			return err
+		}
+	}
+	return report(os.Stdout, r, false)
+}
+
+// spaceNeeded is what the largest workload leaves behind at most: two targets never exist at the same time.
+const spaceNeeded = 6 << 30
+
+// measure does everything that o asks for, in a scratch folder that it removes.
+func measure(ctx context.Context, o runOptions) (r *Result, err error) {
+	base, err := scratch(o.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(base)) }()
+	if err := checkFree(base, spaceNeeded); err != nil {
+		return nil, err
+	}
+	r = &Result{Format: resultFormat, Time: time.Now().UTC().Truncate(time.Second), Quick: o.quick, Rounds: o.rounds}
+	r.Commit, r.Modified = sourceState()
+	if r.Machine, err = lookAtMachine(base); err != nil {
+		return nil, err
+	}
+	r.Notes = notes(r, os.Geteuid() == 0)
+	if o.rates {
+		r.SHA256 = sha256Rate()
+		for i, w := range workloads() {
+			if !slices.ContainsFunc(w.rows, func(d rowDef) bool { return o.rows.MatchString(d.Name) }) {
+				continue
+			}
+			rows, err := measureRates(ctx, o, base, w, uint64(i+1)*seedStride)
+			if err != nil {
+				return nil, err
+			}
+			r.Rows = append(r.Rows, rows...)
+		}
+	}
+	if o.trips {
+		if r.Trips, err = measureTrips(ctx, o, base); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+func notes(r *Result, root bool) []string {
+	var n []string
+	if !strings.HasPrefix(r.Machine.Disk, "ext4 ") {
+		n = append(n, "the column ext4 is what lies below the scratch folder: "+r.Machine.Disk)
+	}
+	if root {
+		n = append(n, "large-read-first: ext4 and the floor had all cached pages dropped, the loopback and Holdfast were started anew with the disk's pages still cached")
+	} else {
+		n = append(n, "not run by root: the kernel's caches could not be dropped, so rows that need that are empty")
+	}
+	return n
+}
+
+// measureRates does one workload: all targets in turn in the first round, all in the second, and so on; each round begins with another.
+func measureRates(ctx context.Context, o runOptions, base string, w workload, seed uint64) ([]RowResult, error) {
+	var rows []RowResult
+	for _, d := range w.rows {
+		rows = append(rows, RowResult{Name: d.Name, What: d.What, Unit: d.Unit, Values: map[string][]float64{}})
+	}
+	for round := range o.rounds {
+		for i := range o.targets {
+			name := o.targets[(i+round)%len(o.targets)]
+			t, err := o.turn(base, name, w.rows[0].Name, seed+uint64(round))
+			if err != nil {
+				return nil, err
+			}
+			values, err := takeTurn(ctx, t, w)
+			if err != nil {
+				return nil, fmt.Errorf("%s on %s: %w", w.rows[0].Name, name, err)
+			}
+			for k := range rows {
+				if v, ok := values[rows[k].Name]; ok {
+					rows[k].Values[name] = append(rows[k].Values[name], v)
+					o.log.Info("measured", "row", rows[k].Name, "target", name, "round", round+1, "value", int(v), "unit", rows[k].Unit)
+				}
+			}
+		}
+	}
+	return rows, nil
+}
+
+// takeTurn starts the target, runs the workload and removes all of it again.
+func takeTurn(ctx context.Context, t *turn, w workload) (values map[string]float64, err error) {
+	defer func() { err = errors.Join(err, t.target.Stop()) }()
+	if err := t.begin(ctx); err != nil {
+		return nil, err
+	}
+	return w.run(ctx, t)
+}
+
+// turn makes a turn of the named target; what names it in profiles.
+func (o runOptions) turn(base, name, what string, seed uint64) (*turn, error) {
+	t := &turn{scale: fullScale(), seed: seed, log: o.log, root: os.Geteuid() == 0}
+	if o.quick {
+		t.scale = quickScale()
+	}
+	dir := filepath.Join(base, name)
+	switch name {
+	case nameExt4:
+		t.target = &plain{name: name, base: dir}
+	case nameLoopback, nameFloor:
+		s, err := newPeer(name, dir, o.log)
+		if err != nil {
+			return nil, err
+		}
+		t.target = s
+	default:
+		s := newHoldfast(dir, o.holdfast, o.log)
+		if o.profile != "" {
+			s.profile(filepath.Join(o.profile, fmt.Sprintf("%s-%d.pprof", what, seed%seedStride)))
+		}
+		t.target = s
+	}
+	return t, nil
+}
+
+// measureTrips counts the requests of each operation, once: counts do not vary as times do.
+func measureTrips(ctx context.Context, o runOptions, base string) ([]Trip, error) {
+	var trips []Trip
+	for i, d := range tripDefs() {
+		if !o.rows.MatchString(d.name) {
+			continue
+		}
+		tr := Trip{Name: d.name, What: d.what, Counts: map[string]TripCounts{}}
+		for _, name := range o.targets {
+			if name == nameExt4 || name == nameLoopback {
+				continue // they do not count
+			}
+			t, err := o.turn(base, name, "trips-"+d.name, uint64(1000+i)*seedStride)
+			if err != nil {
+				return nil, err
+			}
+			c, ok, err := tripTurn(ctx, d, t)
+			if err != nil {
+				return nil, fmt.Errorf("count the requests of %s on %s: %w", d.name, name, err)
+			}
+			if ok {
+				tr.Counts[name] = c
+			}
+		}
+		trips = append(trips, tr)
+	}
+	return trips, nil
+}
+
+func tripTurn(ctx context.Context, d tripDef, t *turn) (c TripCounts, ok bool, err error) {
+	defer func() { err = errors.Join(err, t.target.Stop()) }()
+	if err := t.begin(ctx); err != nil {
+		return c, false, err
+	}
+	return countTrips(ctx, d, t)
+}
