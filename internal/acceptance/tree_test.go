@@ -56,7 +56,7 @@ func readEntry(path string) (entry, error) {
 	if err := unix.Lstat(path, &st); err != nil {
 		return entry{}, &os.PathError{Op: "lstat", Path: path, Err: err}
 	}
-	e := entry{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Nlink: uint64(st.Nlink), Rdev: st.Rdev, Mtime: st.Mtim.Nano()}
+	e := entry{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Nlink: st.Nlink, Rdev: st.Rdev, Mtime: st.Mtim.Nano()}
 	if e.Mode&unix.S_IFMT != unix.S_IFDIR {
 		e.Size = st.Size
 	}
