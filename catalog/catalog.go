@@ -148,9 +148,9 @@ type Stats struct {
 // Catalog is an open catalog. All methods may be called concurrently. One process at a time may have a store's catalog open
 // for writing; its caller sees to that.
 //
-// Locks, in the order in which they are taken: order, mu. A mutation holds order from its first look at the state until the
-// state in memory is changed, so records have the order of their numbers; mu guards the state in memory and is never held
-// over a system call.
+// Locks, in the order in which they are taken: app.mu, blobGate, order, syncMu, mu. A mutation holds order from its first look at the
+// state until the state in memory is changed, so records have the order of their numbers; mu guards the state in memory and
+// is never held over a system call.
 type Catalog struct {
 	opt   Options
 	log   *slog.Logger
@@ -158,9 +158,13 @@ type Catalog struct {
 	db    *sqldb.DB
 	blobs blobstore.Store
 
-	order sync.Mutex // held by the one mutation in progress
-	enc   Encoder    // under order
-	tx    txn        // under order
+	order      sync.Mutex // held by the one mutation in progress; guards what follows
+	enc        Encoder
+	tx         txn
+	paths      map[Ino]string // of directories
+	segmentEnd int64          // where the newest record ends in its journal segment, or a little behind
+
+	blobGate sync.RWMutex // see makeDurable
 
 	mu sync.RWMutex
 	state
@@ -170,6 +174,9 @@ type Catalog struct {
 	blobsSynced atomic.Uint64
 
 	app applier
+
+	damage  []error // set by Open only
+	corrupt atomic.Bool
 }
 
 // failed says what went wrong and keeps err for errors.Is; ENOSPC becomes ErrNoSpace, a damaged database ErrDamaged.

@@ -1,0 +1,303 @@
+package catalog
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// apply sets what ch names in row.
+func (ch *Change) apply(row *Inode) {
+	if ch.Mode != nil {
+		row.Mode = row.Mode&typeMask | *ch.Mode&permMask
+	}
+	if ch.UID != nil {
+		row.UID = *ch.UID
+	}
+	if ch.GID != nil {
+		row.GID = *ch.GID
+	}
+	for _, t := range []struct{ to, from *Timestamp }{{&row.Atime, ch.Atime}, {&row.Mtime, ch.Mtime}, {&row.Ctime, ch.Ctime}} {
+		if t.from != nil {
+			*t.to = *t.from
+		}
+	}
+}
+
+// SetAttr sets attributes and returns the row as it is afterwards. ErrStale.
+func (c *Catalog) SetAttr(ctx context.Context, who Actor, ino Ino, ch Change) (Inode, error) {
+	var row Inode
+	err := c.mutate(ctx, who, OpSetattr, func(t *txn) (err error) {
+		if row, err = t.inode(ctx, ino); err != nil {
+			return err
+		}
+		row.Ctime = t.now
+		ch.apply(&row)
+		t.p.rec.Path = c.pathOfInode(ctx, &row)
+		t.set(row)
+		return nil
+	})
+	if err != nil {
+		return Inode{}, err
+	}
+	return row, nil
+}
+
+// pathOfInode is pathOf for an inode that has no name of its own in the operation.
+func (c *Catalog) pathOfInode(ctx context.Context, row *Inode) string {
+	if row.Ino == Root {
+		return "/"
+	}
+	if row.Nlink == 0 {
+		return ""
+	}
+	parent, name, err := c.nameOf(ctx, row)
+	if err != nil {
+		return ""
+	}
+	return c.pathOf(ctx, parent, name)
+}
+
+// SetAttrDeferred sets times (Atime, Mtime, Ctime; the rest of ch is ErrInvalid) in memory only. The next record with the
+// inode's row carries them, and Sync and Close write what is left; a killed process loses them.
+func (c *Catalog) SetAttrDeferred(ctx context.Context, ino Ino, ch Change) error {
+	if ch.Mode != nil || ch.UID != nil || ch.GID != nil {
+		return fmt.Errorf("%w: only times can be deferred", ErrInvalid)
+	}
+	if err := c.admit(ctx); err != nil {
+		return err
+	}
+	c.order.Lock()
+	defer c.order.Unlock()
+	row, err := c.current(ctx, ino)
+	if err != nil {
+		return err
+	}
+	ch.apply(&row)
+	c.mu.Lock()
+	closed := c.closed
+	if !closed {
+		c.inodes.hold(ino).val.row = row
+		c.deferred[ino] = struct{}{}
+	}
+	many := len(c.deferred) > maxDeferred
+	c.mu.Unlock()
+	if closed {
+		return ErrClosed
+	}
+	if many {
+		return c.writeDeferred(ctx)
+	}
+	return nil
+}
+
+// writeDeferred writes the times that no record holds yet. The caller holds order.
+func (c *Catalog) writeDeferred(ctx context.Context) error {
+	c.mu.RLock()
+	inos := slices.Sorted(maps.Keys(c.deferred))
+	c.mu.RUnlock()
+	for _, ino := range inos {
+		c.mu.RLock()
+		_, tmp := c.unwritten[ino]
+		c.mu.RUnlock()
+		if tmp {
+			continue
+		}
+		err := c.mutateLocked(Actor{Program: "holdfast"}, OpSetattr, func(t *txn) error {
+			row, err := t.inode(ctx, ino)
+			if err != nil {
+				return err
+			}
+			t.p.rec.Path = c.pathOfInode(ctx, &row)
+			t.set(row)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// xattrsOf returns the newest attributes of an inode.
+func (c *Catalog) xattrsOf(ctx context.Context, ino Ino) (*xattrSet, error) {
+	for {
+		c.mu.RLock()
+		n, gen := c.xattrs.get(ino), c.gen
+		var set *xattrSet
+		if n != nil {
+			set = n.val
+		}
+		c.mu.RUnlock()
+		if set != nil {
+			return set, nil
+		}
+		if _, err := c.Get(ctx, ino); err != nil {
+			return nil, err
+		}
+		m, err := loadXattrs(ctx, c.db, ino, Head)
+		if err != nil {
+			return nil, c.readFailed("read attributes", err)
+		}
+		set = c.noXattrs
+		if len(m) > 0 {
+			set = &xattrSet{m: m}
+		}
+		c.mu.Lock()
+		same := gen == c.gen
+		if n := c.xattrs.get(ino); n != nil {
+			set, same = n.val, true
+		} else if same {
+			c.xattrs.add(ino, set)
+		}
+		c.mu.Unlock()
+		if same {
+			return set, nil
+		}
+	}
+}
+
+// GetXattr returns the value of an extended attribute; ErrNoXattr when there is none. The caller may not change it.
+func (c *Catalog) GetXattr(ctx context.Context, ino Ino, name string) ([]byte, error) {
+	set, err := c.xattrsOf(ctx, ino)
+	if err != nil {
+		return nil, err
+	}
+	v, ok := set.m[name]
+	if !ok {
+		return nil, ErrNoXattr
+	}
+	return v, nil
+}
+
+// ListXattr returns the names of the extended attributes, sorted.
+func (c *Catalog) ListXattr(ctx context.Context, ino Ino) ([]string, error) {
+	set, err := c.xattrsOf(ctx, ino)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Sorted(maps.Keys(set.m)), nil
+}
+
+// SetXattr sets an extended attribute. Flags: XattrCreate (ErrExist when it is there), XattrReplace (ErrNoXattr when it is not).
+// ErrTooBig for a value over MaxXattr or attributes over MaxXattrs together, ErrInvalid for a level that is none.
+func (c *Catalog) SetXattr(ctx context.Context, who Actor, ino Ino, name string, value []byte, flags uint) error {
+	switch {
+	case len(name) > MaxName:
+		return ErrNameTooLong
+	case name == "" || strings.IndexByte(name, 0) >= 0:
+		return fmt.Errorf("%w: %q cannot be the name of an attribute", ErrInvalid, name)
+	case len(value) > MaxXattr:
+		return fmt.Errorf("%w: attribute %s has %d bytes, the bound is %d", ErrTooBig, name, len(value), MaxXattr)
+	case flags > XattrReplace:
+		return fmt.Errorf("%w: attribute flags %#x", ErrInvalid, flags)
+	case name == LevelXattr && !validLevel(string(value)):
+		return fmt.Errorf("%w: %s must be %s, %s or %s, not %q", ErrInvalid, name, LevelBasic, LevelAdvanced, LevelCritical, value)
+	}
+	value = append(make([]byte, 0, len(value)), value...)
+	return c.changeXattr(ctx, who, ino, func(set *xattrSet) (Xattr, error) {
+		old, ok := set.m[name]
+		switch {
+		case ok && flags == XattrCreate:
+			return Xattr{}, ErrExist
+		case !ok && flags == XattrReplace:
+			return Xattr{}, ErrNoXattr
+		}
+		total := len(name) + len(value)
+		for k, v := range set.m {
+			total += len(k) + len(v)
+		}
+		if ok {
+			total -= len(name) + len(old)
+		}
+		if total > MaxXattrs {
+			return Xattr{}, fmt.Errorf("%w: the attributes of one file may take %d bytes together", ErrTooBig, MaxXattrs)
+		}
+		return Xattr{Ino: ino, Name: name, Value: value}, nil
+	})
+}
+
+// RemoveXattr removes an extended attribute; ErrNoXattr when there is none.
+func (c *Catalog) RemoveXattr(ctx context.Context, who Actor, ino Ino, name string) error {
+	return c.changeXattr(ctx, who, ino, func(set *xattrSet) (Xattr, error) {
+		if _, ok := set.m[name]; !ok {
+			return Xattr{}, ErrNoXattr
+		}
+		return Xattr{Ino: ino, Name: name}, nil
+	})
+}
+
+func (c *Catalog) changeXattr(ctx context.Context, who Actor, ino Ino, fn func(*xattrSet) (Xattr, error)) error {
+	return c.mutate(ctx, who, OpSetxattr, func(t *txn) error {
+		row, err := t.inode(ctx, ino)
+		if err != nil {
+			return err
+		}
+		set, err := c.xattrsOf(ctx, ino)
+		if err != nil {
+			return err
+		}
+		x, err := fn(set)
+		if err != nil {
+			return err
+		}
+		row.Ctime = t.now
+		t.p.xattrs = map[Ino]*xattrSet{ino: set}
+		t.p.rec.Path = c.pathOfInode(ctx, &row)
+		t.p.rec.Xattrs = []Xattr{x}
+		t.set(row)
+		return nil
+	})
+}
+
+func validLevel(s string) bool { return s == LevelBasic || s == LevelAdvanced || s == LevelCritical }
+
+// Level returns the integrity level that holds for an inode: its own, else that of the nearest directory above that has one,
+// else LevelBasic.
+func (c *Catalog) Level(ctx context.Context, ino Ino) (string, error) {
+	if level, ok := c.levelCached(ino); ok {
+		return level, nil
+	}
+	for range maxDepth {
+		set, err := c.xattrsOf(ctx, ino)
+		if err != nil {
+			return "", err
+		}
+		if v := string(set.m[LevelXattr]); validLevel(v) {
+			return v, nil
+		}
+		if ino == Root {
+			return LevelBasic, nil
+		}
+		row, err := c.Get(ctx, ino)
+		if err != nil {
+			return "", err
+		}
+		ino = row.Parent
+	}
+	return "", fmt.Errorf("%w: inode %d is not connected to the root", ErrDamaged, ino)
+}
+
+// levelCached is Level as far as memory knows.
+func (c *Catalog) levelCached(ino Ino) (string, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for range maxDepth {
+		set, row := c.xattrs.get(ino), c.inodes.get(ino)
+		if set == nil || row == nil {
+			return "", false
+		}
+		if len(set.val.m) > 0 {
+			if v := string(set.val.m[LevelXattr]); validLevel(v) {
+				return v, true
+			}
+		}
+		if ino == Root {
+			return LevelBasic, true
+		}
+		ino = row.val.row.Parent
+	}
+	return "", false
+}

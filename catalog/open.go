@@ -1,0 +1,460 @@
+package catalog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"holdfast/blobstore"
+	"holdfast/catalog/journal"
+	"holdfast/internal/durable"
+	"holdfast/internal/sqldb"
+)
+
+const (
+	dbName      = "catalog.db"
+	journalName = "journal"
+	// rebuildName marks a store whose catalog.db was found damaged: the next Open rebuilds it.
+	rebuildName = "catalog.rebuild"
+	// maxDamage bounds the damage that is kept for Stats; all of it is logged.
+	maxDamage = 100
+)
+
+// Open opens the catalog in o.Dir and brings it up to the journal. A catalog.db that is missing, damaged, or of another store
+// or format is moved to quarantine and rebuilt from the journal. Records that cannot be read are left out, logged and in Stats().Damage.
+// ErrDamaged when that is not enough. The caller closes it, and closes o.Blobs afterwards.
+func Open(ctx context.Context, o Options) (*Catalog, error) {
+	o.setDefaults()
+	c := &Catalog{opt: o, log: o.Log, blobs: o.Blobs, paths: make(map[Ino]string)}
+	if err := c.open(ctx); err != nil {
+		if c.db != nil {
+			c.db.Close()
+		}
+		if c.j != nil {
+			c.j.Close()
+		}
+		return nil, fmt.Errorf("open the catalog in %s: %w", o.Dir, err)
+	}
+	if o.ReadOnly {
+		return c, nil
+	}
+	run, stop := context.WithCancel(context.Background())
+	c.app.stop = stop
+	go c.applyLoop(run)
+	return c, nil
+}
+
+func (c *Catalog) open(ctx context.Context) error {
+	m, err := c.openDB(ctx)
+	if err != nil {
+		return err
+	}
+	if !c.opt.ReadOnly {
+		if err := c.dropUnpromised(ctx, m); err != nil {
+			return err
+		}
+	}
+	if c.j, err = journal.Open(ctx, c.journalOptions(m)); err != nil {
+		return failed("open", err)
+	}
+	for _, d := range c.j.Damaged() {
+		c.noteDamage(d)
+	}
+	segments := c.j.Segments()
+	if n := len(segments); n > 0 {
+		c.segmentEnd = segments[n-1].Bytes
+	}
+	c.state = newState(c.opt.CacheEntries, m)
+	c.app = newApplier(m)
+	if c.opt.ReadOnly {
+		err = c.replayIntoMemory(ctx)
+	} else {
+		err = c.replay(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	// Numbers of records that the journal lost stay used: rows of catalog.db name them.
+	last, _ := c.j.Last()
+	c.last = max(c.last, Seq(last))
+	return nil
+}
+
+func (c *Catalog) journalOptions(m meta) journal.Options {
+	return journal.Options{Dir: filepath.Join(c.opt.Dir, journalName), StoreID: c.opt.StoreID, SegmentBytes: c.opt.SegmentBytes,
+		AppliedSeq: uint64(m.applied), ReadOnly: c.opt.ReadOnly, Log: c.log, FS: c.opt.JournalFS}
+}
+
+// openDB opens catalog.db, or a new one when it cannot be used.
+func (c *Catalog) openDB(ctx context.Context) (meta, error) {
+	path := filepath.Join(c.opt.Dir, dbName)
+	marker := filepath.Join(c.opt.Dir, rebuildName)
+	open := func() (m meta, err error) {
+		o := sqldb.Options{Path: path, ReadOnly: c.opt.ReadOnly, Schema: schema, Version: dbFormat, CacheBytes: 16 << 20}
+		if c.db, err = sqldb.Open(ctx, o); err != nil {
+			return m, err
+		}
+		if m, err = loadMeta(ctx, c.db, c.opt.StoreID); err != nil {
+			c.db.Close()
+			c.db = nil
+		}
+		return m, err
+	}
+	_, err := os.Lstat(marker)
+	switch {
+	case err == nil:
+		err = fmt.Errorf("%s says that it was found damaged: %w", rebuildName, sqldb.ErrCorrupt)
+	case !errors.Is(err, fs.ErrNotExist):
+		return meta{}, err
+	default:
+		var m meta
+		if m, err = open(); err == nil {
+			return m, nil
+		}
+	}
+	unusable := errors.Is(err, sqldb.ErrCorrupt) || errors.Is(err, sqldb.ErrVersion)
+	switch {
+	case c.opt.ReadOnly && (unusable || errors.Is(err, fs.ErrNotExist)):
+		return meta{}, fmt.Errorf("%w: %w: open the store for writing once, which rebuilds catalog.db from the journal", ErrDamaged, err)
+	case !unusable:
+		return meta{}, failed("open catalog.db", err)
+	}
+	c.log.Error("catalog.db cannot be used; it is moved to quarantine and rebuilt from the journal", "dir", c.opt.Dir, "err", err)
+	if err := setAside(c.opt.Dir); err != nil {
+		return meta{}, fmt.Errorf("move catalog.db to quarantine: %w", err)
+	}
+	if err := durable.RemoveSync(marker); err != nil {
+		return meta{}, err
+	}
+	c.noteDamage(fmt.Errorf("catalog.db was rebuilt from the journal: %w", err))
+	m, err := open()
+	return m, failed("make a new catalog.db", err)
+}
+
+// setAside moves the files of catalog.db to quarantine.
+func setAside(dir string) error {
+	to := filepath.Join(dir, "quarantine")
+	if err := durable.MkdirAll(to, 0o700); err != nil {
+		return err
+	}
+	stamp := time.Now().UTC().Format("20060102T150405.000000000Z")
+	for _, suffix := range []string{"-wal", "-shm", ""} {
+		err := os.Rename(filepath.Join(dir, dbName+suffix), filepath.Join(to, dbName+"."+stamp+suffix))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return errors.Join(durable.SyncDir(to), durable.SyncDir(dir))
+}
+
+// noteDamage keeps what Open worked around, for Stats.
+func (c *Catalog) noteDamage(err error) {
+	if len(c.damage) < maxDamage {
+		c.damage = append(c.damage, err)
+	}
+}
+
+// readFailed is failed for a read of catalog.db. A damaged one is marked, once, so that the next Open rebuilds it.
+func (c *Catalog) readFailed(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	c.noteCorrupt(err)
+	return failed(what, err)
+}
+
+func (c *Catalog) noteCorrupt(err error) {
+	if !errors.Is(err, sqldb.ErrCorrupt) || c.opt.ReadOnly || c.corrupt.Swap(true) {
+		return
+	}
+	text := fmt.Sprintf("catalog.db was found damaged: %v\nThe next start moves it to quarantine and rebuilds it from the journal.\n", err)
+	werr := durable.WriteFile(filepath.Join(c.opt.Dir, rebuildName), []byte(text), 0o600)
+	c.log.Error("catalog.db is damaged; the next start rebuilds it from the journal", "err", err, "marker_err", werr)
+}
+
+// replay brings the blobstore and catalog.db up to the journal. Bodies may be asked for again from before the newest applied
+// record: the blobstore was not synced since.
+func (c *Catalog) replay(ctx context.Context) error {
+	var batch []*pending
+	var size int64
+	flush := func() error {
+		if err := c.storeBodies(ctx, batch); err != nil {
+			return err
+		}
+		fresh := batch
+		for len(fresh) > 0 && fresh[0].rec.Seq <= c.app.meta.applied {
+			fresh = fresh[1:]
+		}
+		if len(fresh) > 0 {
+			if err := c.writeRows(ctx, fresh); err != nil {
+				return err
+			}
+		}
+		batch, size = nil, 0
+		return nil
+	}
+	synced := c.app.meta.blobsSeq
+	err := c.eachRecord(ctx, min(c.app.meta.applied, synced)+1, func(p *pending) error {
+		batch = append(batch, p)
+		if size += p.bytes; len(batch) < maxBatch && size < maxBatchBytes {
+			return nil
+		}
+		return flush()
+	})
+	if err == nil {
+		err = flush()
+	}
+	if err != nil {
+		return err
+	}
+	c.state.meta = c.app.meta
+	c.last = c.applied
+	if synced < c.last {
+		// Blobs that a killed process adopted since may not be durable: its records do not say.
+		c.lastUnsynced = c.last
+	}
+	return nil
+}
+
+// replayIntoMemory is replay for a catalog that changes nothing on disk.
+func (c *Catalog) replayIntoMemory(ctx context.Context) error {
+	return c.eachRecord(ctx, c.applied+1, func(p *pending) error {
+		for i := range p.rec.Xattrs {
+			ino := p.rec.Xattrs[i].Ino
+			if p.xattrs[ino] != nil {
+				continue
+			}
+			set := c.noXattrs
+			if n := c.xattrs.m[ino]; n != nil {
+				set = n.val
+			} else {
+				m, err := loadXattrs(ctx, c.db, ino, Head)
+				if err != nil {
+					return failed("read attributes", err)
+				}
+				set = &xattrSet{m: m}
+			}
+			if p.xattrs == nil {
+				p.xattrs = make(map[Ino]*xattrSet)
+			}
+			p.xattrs[ino] = set
+		}
+		c.remember(p)
+		return nil
+	})
+}
+
+// eachRecord calls fn with every record that can be read, from the number from on, and notes the others.
+func (c *Catalog) eachRecord(ctx context.Context, from Seq, fn func(*pending) error) error {
+	for {
+		err := c.j.Replay(ctx, uint64(from), func(e journal.Entry) error {
+			r, err := DecodeRecord(e)
+			if err == nil {
+				err = checkNumbers(&r)
+			}
+			if err != nil {
+				err = fmt.Errorf("journal record %d is left out: %w", e.Seq, err)
+				c.log.Error("damaged journal", "err", err)
+				c.noteDamage(err)
+				return nil
+			}
+			p := &pending{rec: r, pos: e.Pos, bytes: int64(len(e.Head)+len(e.Body)) + pendingOverhead}
+			return fn(p)
+		})
+		var damage *journal.DamageError
+		if !errors.As(err, &damage) {
+			return failed("replay the journal", err)
+		}
+		c.log.Error("records of the journal cannot be read and are left out", "err", damage)
+		c.noteDamage(damage)
+		if next := Seq(damage.Last) + 1; next > from {
+			from = next
+			continue
+		}
+		return failed("replay the journal", err)
+	}
+}
+
+// checkNumbers refuses records that catalog.db cannot hold.
+func checkNumbers(r *Record) error {
+	for i := range r.Inodes {
+		if n := &r.Inodes[i]; n.Ino >= maxIno || n.Parent >= maxIno || n.Parent == 0 || n.Base > r.Seq || n.Ver >= maxIno || n.Mode&typeMask == 0 {
+			return fmt.Errorf("%w: the numbers of inode %d are out of range", ErrBadRecord, n.Ino)
+		}
+	}
+	for i := range r.Dentries {
+		if d := &r.Dentries[i]; d.Parent >= maxIno || d.Ino >= maxIno || d.Cookie >= maxIno {
+			return fmt.Errorf("%w: the numbers of an entry in directory %d are out of range", ErrBadRecord, d.Parent)
+		}
+	}
+	for i := range r.Versions {
+		if v := &r.Versions[i]; v.Ino >= maxIno || v.Num >= maxIno {
+			return fmt.Errorf("%w: the numbers of a version of inode %d are out of range", ErrBadRecord, v.Ino)
+		}
+	}
+	return nil
+}
+
+// dropUnpromised ends the journal before the first record that was not known to be durable when the store was last used and
+// names a large blob that is not there: a power cut took the blob, so nothing from that record on was ever promised. What is
+// dropped is kept in quarantine.
+func (c *Catalog) dropUnpromised(ctx context.Context, m meta) error {
+	o := c.journalOptions(m)
+	o.ReadOnly = true
+	j, err := journal.Open(ctx, o)
+	if err != nil {
+		return failed("open", err)
+	}
+	defer j.Close()
+	from := max(Seq(j.Synced()), m.applied) + 1
+	named, bad := false, journal.Entry{}
+	errStop := errors.New("stop")
+	err = j.Replay(ctx, uint64(from), func(e journal.Entry) error {
+		r, err := DecodeRecord(e)
+		if err != nil {
+			return nil // replay reports it
+		}
+		for i := range r.Blobs {
+			b := &r.Blobs[i]
+			if b.Body != nil || b.Ref.Size == 0 || e.BodyDropped {
+				continue
+			}
+			named = true
+			side, err := c.blobs.Sidecar(ctx, b.Ref.Hash)
+			switch {
+			case err == nil && side.Size == b.Ref.Size:
+			case err == nil, errors.Is(err, blobstore.ErrNotFound), errors.Is(err, blobstore.ErrDamaged):
+				c.log.Warn("a power cut took a blob that was never synced: the changes from there on are dropped",
+					"blob", b.Ref.Hash, "record", e.Seq, "path", r.Path, "err", err)
+				bad = journal.Entry{Seq: e.Seq, Pos: e.Pos}
+				return errStop
+			default:
+				return failed("look for a blob", err)
+			}
+		}
+		return nil
+	})
+	var damage *journal.DamageError
+	if err != nil && err != errStop && !errors.As(err, &damage) {
+		return failed("check the end of the journal", err)
+	}
+	if bad.Seq != 0 {
+		segments := j.Segments()
+		j.Close()
+		return cutJournal(filepath.Join(c.opt.Dir, journalName), segments, bad.Pos)
+	}
+	if named {
+		// journal.Open makes these records durable: their blobs come first.
+		return failed("sync the blobs", c.blobs.Sync(ctx))
+	}
+	return nil
+}
+
+// cutJournal ends the journal before the record at pos. The segments that it changes are copied to quarantine first.
+func cutJournal(dir string, segments []journal.SegmentInfo, pos journal.Pos) error {
+	to := filepath.Join(filepath.Dir(dir), "quarantine")
+	if err := durable.MkdirAll(to, 0o700); err != nil {
+		return err
+	}
+	stamp := time.Now().UTC().Format("20060102T150405.000000000Z")
+	for i := len(segments) - 1; i >= 0 && segments[i].First >= pos.Segment; i-- {
+		name := filepath.Join(dir, segments[i].Name)
+		keep := filepath.Join(to, segments[i].Name+".dropped-"+stamp)
+		if segments[i].First > pos.Segment {
+			if err := durable.Rename(name, keep); err != nil {
+				return fmt.Errorf("drop a journal segment: %w", err)
+			}
+			continue
+		}
+		if err := cutFile(name, keep, pos.Offset); err != nil {
+			return fmt.Errorf("end journal segment %s at byte %d: %w", name, pos.Offset, err)
+		}
+	}
+	return nil
+}
+
+// cutFile cuts a file at size and keeps what was behind as the file keep.
+func cutFile(name, keep string, size int64) error {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	tail := make([]byte, max(fi.Size()-size, 0))
+	if _, err := f.ReadAt(tail, size); err != nil {
+		return err
+	}
+	if err := durable.WriteFile(keep, tail, 0o600); err != nil {
+		return err
+	}
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// Close writes deferred times, applies everything, makes it durable and releases the catalog. When applying fails the error
+// says why; the journal has everything then, and the next Open goes on from there. A second Close returns nil.
+func (c *Catalog) Close(ctx context.Context) error {
+	var errs []error
+	c.order.Lock()
+	c.mu.RLock()
+	closed := c.closed
+	c.mu.RUnlock()
+	if !closed && !c.opt.ReadOnly {
+		errs = append(errs, c.writeDeferred(ctx))
+	}
+	c.mu.Lock()
+	again := c.released
+	c.closed, c.released = true, true
+	c.mu.Unlock()
+	c.order.Unlock()
+	if again {
+		return nil
+	}
+	c.wakeWaiters()
+	if !c.opt.ReadOnly {
+		c.app.stop()
+		<-c.app.done
+		err := c.Flush(ctx)
+		if err == nil {
+			err = c.makeDurable(ctx)
+		}
+		if err == nil {
+			err = c.syncBodies(ctx)
+		}
+		if err == nil {
+			if err = c.db.Checkpoint(ctx, true); errors.Is(err, sqldb.ErrBusy) {
+				err = nil // a reader is left; the next Open finds the rows in the log
+			}
+		}
+		errs = append(errs, err)
+	}
+	errs = append(errs, failed("close catalog.db", c.db.Close()), failed("close the journal", c.j.Close()))
+	return errors.Join(errs...)
+}
+
+// Stats describes the catalog as it is now.
+func (c *Catalog) Stats(ctx context.Context) (Stats, error) {
+	if err := ctx.Err(); err != nil {
+		return Stats{}, err
+	}
+	s := Stats{JournalBytes: c.j.Bytes(), Synced: Seq(c.j.Synced()), LastError: c.app.lastError(), Damage: c.damage}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	s.Files, s.Dirs, s.Versions = c.files, c.counts.dirs, c.versions
+	if c.oldest != 0 {
+		s.OldestVersion = unixTime(c.oldest)
+	}
+	s.Seq, s.Applied, s.NextIno = c.last, c.applied, c.nextIno
+	s.PendingBytes, s.Pending = c.pendingBytes, len(c.queue)
+	return s, nil
+}

@@ -1,0 +1,172 @@
+package catalog
+
+import (
+	"context"
+	"fmt"
+
+	"holdfast/internal/sqldb"
+)
+
+// dbFormat is the user_version of catalog.db. A database of another one is set aside and rebuilt from the journal.
+const dbFormat = 1
+
+// schema is described in docs/format.md, chapter "catalog.db". Rows are never changed but for to_seq, which is set once, when a
+// newer record ends what the row says.
+const schema = `
+CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+CREATE TABLE inodes (
+	ino INTEGER NOT NULL, from_seq INTEGER NOT NULL, parent INTEGER NOT NULL, mode INTEGER NOT NULL, uid INTEGER NOT NULL,
+	gid INTEGER NOT NULL, rdev INTEGER NOT NULL, nlink INTEGER NOT NULL, size INTEGER NOT NULL, atime INTEGER NOT NULL,
+	mtime INTEGER NOT NULL, ctime INTEGER NOT NULL, btime INTEGER NOT NULL, ver INTEGER NOT NULL, base INTEGER NOT NULL,
+	target BLOB NOT NULL, PRIMARY KEY (ino, from_seq)) WITHOUT ROWID;
+CREATE TABLE dentries (
+	parent INTEGER NOT NULL, name BLOB NOT NULL, from_seq INTEGER NOT NULL, to_seq INTEGER, ino INTEGER NOT NULL,
+	type INTEGER NOT NULL, cookie INTEGER NOT NULL, PRIMARY KEY (parent, name, from_seq)) WITHOUT ROWID;
+CREATE UNIQUE INDEX dentries_live ON dentries (parent, cookie) WHERE to_seq IS NULL;
+CREATE INDEX dentries_past ON dentries (parent, cookie) WHERE to_seq IS NOT NULL;
+CREATE INDEX dentries_ino ON dentries (ino) WHERE to_seq IS NULL;
+CREATE TABLE xattrs (
+	ino INTEGER NOT NULL, name BLOB NOT NULL, from_seq INTEGER NOT NULL, to_seq INTEGER, value BLOB NOT NULL,
+	PRIMARY KEY (ino, name, from_seq)) WITHOUT ROWID;
+CREATE TABLE extents (
+	ino INTEGER NOT NULL, from_seq INTEGER NOT NULL, off INTEGER NOT NULL, len INTEGER NOT NULL, to_seq INTEGER,
+	blob BLOB NOT NULL, blob_size INTEGER NOT NULL, root BLOB NOT NULL, blob_off INTEGER NOT NULL,
+	PRIMARY KEY (ino, from_seq, off)) WITHOUT ROWID;
+CREATE UNIQUE INDEX extents_live ON extents (ino, off) WHERE to_seq IS NULL;
+CREATE TABLE versions (
+	ino INTEGER NOT NULL, num INTEGER NOT NULL, seq INTEGER NOT NULL, time INTEGER NOT NULL, size INTEGER NOT NULL,
+	sum BLOB NOT NULL, prev BLOB NOT NULL, digest BLOB NOT NULL, actor INTEGER NOT NULL, pid INTEGER NOT NULL,
+	PRIMARY KEY (ino, num)) WITHOUT ROWID;
+CREATE TABLE actors (id INTEGER PRIMARY KEY, agent BLOB NOT NULL, program BLOB NOT NULL, uid INTEGER NOT NULL, UNIQUE (agent, program, uid));
+CREATE TABLE blobs (
+	hash BLOB PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL, level TEXT NOT NULL, seq INTEGER NOT NULL,
+	segment INTEGER NOT NULL, offset INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE times (chunk INTEGER PRIMARY KEY, first_time INTEGER NOT NULL, deltas BLOB NOT NULL);
+CREATE INDEX times_first ON times (first_time);
+`
+
+// meta is what catalog.db says of itself.
+type meta struct {
+	storeID    [16]byte
+	applied    Seq // every record up to it is in the database
+	blobsSeq   Seq // the bodies of every record up to it are durable in the blobstore
+	nextIno    Ino
+	nextCookie uint64
+	lastTime   Timestamp // of the record applied
+	counts
+}
+
+// counts are kept up from record to record, because counting a million rows is slow.
+type counts struct {
+	files, dirs, versions int64
+	oldest                Timestamp // of the first version; 0 when there is none
+}
+
+// add brings the counts forward by one record. Which rows begin or end a life follows from what the record was for.
+func (n *counts) add(r *Record) {
+	n.versions += int64(len(r.Versions))
+	if len(r.Versions) > 0 && n.oldest == 0 {
+		n.oldest = r.Versions[0].Time
+	}
+	for i := range r.Inodes {
+		row := &r.Inodes[i]
+		var d int64
+		switch r.Op {
+		case OpInit:
+			d = 1
+		case OpCreate, OpMkdir, OpMknod, OpSymlink, OpLink:
+			// The new inode is the one whose first name this is; the other row is the directory's.
+			if len(r.Dentries) > 0 && row.Ino == r.Dentries[0].Ino && (r.Op != OpLink || row.Nlink == 1) {
+				d = 1
+			}
+		case OpUnlink, OpRmdir, OpRename:
+			if row.Nlink == 0 {
+				d = -1
+			}
+		}
+		if isDir(row.Mode) {
+			n.dirs += d
+		} else {
+			n.files += d
+		}
+	}
+}
+
+// advance brings the whole of m forward by one record.
+func (m *meta) advance(r *Record) {
+	m.counts.add(r)
+	m.applied = r.Seq
+	m.lastTime = max(m.lastTime, r.Time.UnixNano())
+	for i := range r.Inodes {
+		m.nextIno = max(m.nextIno, r.Inodes[i].Ino+1)
+	}
+	for i := range r.Dentries {
+		m.nextCookie = max(m.nextCookie, r.Dentries[i].Cookie+1)
+	}
+}
+
+func newMeta(store [16]byte) meta {
+	return meta{storeID: store, nextIno: Root + 1, nextCookie: 1}
+}
+
+// fields lists the integers of meta under the names that they have in the database.
+func (m *meta) fields() map[string]int64 {
+	return map[string]int64{
+		"applied_seq": int64(m.applied), "blobs_seq": int64(m.blobsSeq), "next_ino": int64(m.nextIno),
+		"next_cookie": int64(m.nextCookie), "last_time": m.lastTime, "files": m.files, "dirs": m.dirs,
+		"versions": m.versions, "oldest_version": m.oldest,
+	}
+}
+
+// save writes m inside a transaction.
+func (m *meta) save(c *sqldb.Conn) error {
+	for k, v := range m.fields() {
+		if err := c.Prep("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)").BindText(1, k).BindInt64(2, v).Exec(); err != nil {
+			return err
+		}
+	}
+	return c.Prep("INSERT OR REPLACE INTO meta (key, value) VALUES ('store_id', ?)").BindBytes(1, m.storeID[:]).Exec()
+}
+
+// loadMeta reads what the database says of itself. A database without any of it is new.
+func loadMeta(ctx context.Context, db *sqldb.DB, store [16]byte) (meta, error) {
+	m := newMeta(store)
+	err := db.Read(ctx, func(c *sqldb.Conn) error {
+		ints := make(map[string]int64)
+		st := c.Prep("SELECT key, value FROM meta")
+		for {
+			ok, err := st.Step()
+			if err != nil {
+				return err
+			}
+			if !ok {
+				break
+			}
+			if key := st.Text(0); key != "store_id" {
+				ints[key] = st.Int64(1)
+			} else if err := st.WantBytes(1, m.storeID[:]); err != nil {
+				return err
+			}
+		}
+		if len(ints) == 0 {
+			return nil
+		}
+		for key := range m.fields() {
+			if v, ok := ints[key]; !ok || v < 0 && key != "last_time" && key != "oldest_version" {
+				return fmt.Errorf("catalog.db: meta.%s is missing or negative: %w", key, sqldb.ErrCorrupt)
+			}
+		}
+		m.applied, m.blobsSeq = Seq(ints["applied_seq"]), Seq(ints["blobs_seq"])
+		m.nextIno, m.nextCookie = Ino(ints["next_ino"]), uint64(ints["next_cookie"])
+		m.lastTime = ints["last_time"]
+		m.counts = counts{files: ints["files"], dirs: ints["dirs"], versions: ints["versions"], oldest: ints["oldest_version"]}
+		return nil
+	})
+	if err == nil && m.storeID != store {
+		err = fmt.Errorf("catalog.db belongs to another store: %w", sqldb.ErrCorrupt)
+	}
+	if err == nil && (m.nextIno <= Root || m.nextCookie == 0 || m.blobsSeq > m.applied) {
+		err = fmt.Errorf("catalog.db: counters in meta contradict each other: %w", sqldb.ErrCorrupt)
+	}
+	return m, err
+}
