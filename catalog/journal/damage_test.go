@@ -209,6 +209,12 @@ func TestMissingSegments(t *testing.T) {
 		}
 		mustAppend(t, l, 41, 42)
 	}
+	// The end is lost, and nothing has been written since.
+	m = load(files)
+	mustOpen(t, Options{Dir: "store/journal", FS: m, AppliedSeq: 60}).Close()
+	if rep := verify(t, "store/journal", m, 0); len(rep.Damage) != 1 || rep.Damage[0].Kind != Missing || rep.Damage[0].First != 41 || rep.Damage[0].Last != 60 {
+		t.Fatal(rep.Damage)
+	}
 	// Nothing left at all.
 	m = load(nil)
 	l := mustOpen(t, Options{Dir: "store/journal", FS: m, AppliedSeq: 40})

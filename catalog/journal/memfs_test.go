@@ -270,10 +270,18 @@ func (f *memFile) Truncate(size int64) error {
 func (f *memFile) Datasync() error {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
-	if err := f.fs.check("fdatasync", f.name); err != nil {
-		return err
-	}
-	f.n.kept = append([]byte(nil), f.n.data...)
+	versions := f.n.versions
 	f.n.versions, f.n.sizes = nil, nil
+	if err := f.fs.check("fdatasync", f.name); err != nil {
+		return err // as in the kernel, what could not be written counts as clean from now on, and is not on the disk
+	}
+	kept := make([]byte, len(f.n.data))
+	copy(kept, f.n.kept)
+	for s, v := range versions {
+		if s*sector < len(kept) {
+			copy(kept[s*sector:], v[len(v)-1])
+		}
+	}
+	f.n.kept = kept
 	return nil
 }
