@@ -1,0 +1,220 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/catalog"
+	"holdfast/internal/volume"
+)
+
+// Mounted is what a Local knows of the mount that its volume serves.
+type Mounted struct {
+	Mount    Mount
+	Requests func() map[string]uint64 // FUSE requests so far, by operation
+	Unmount  func(lazy bool) error    // ErrBusy when the mount is in use
+}
+
+// Local is an Ops over a volume of this process.
+type Local struct {
+	vol     *volume.Volume
+	mounted *Mounted
+	owned   bool
+}
+
+// NewLocal returns an Ops over vol; mounted is nil when it is not mounted. Close does not close vol.
+func NewLocal(vol *volume.Volume, mounted *Mounted) *Local { return &Local{vol: vol, mounted: mounted} }
+
+// Close closes the volume if Dial opened it.
+func (l *Local) Close() error {
+	if !l.owned {
+		return nil
+	}
+	// What is staged must be saved even by a command that was interrupted.
+	return l.vol.Close(context.Background())
+}
+
+// Status implements Ops.
+func (l *Local) Status(ctx context.Context) (Status, error) {
+	st, err := l.vol.Stats(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	set := l.vol.Settings()
+	out := Status{
+		Store: l.vol.Dir(), ID: set.StoreID, Format: set.Format, Storage: set.Storage, Created: set.Created.UTC(),
+		Files: st.Files, Directories: st.Dirs, Versions: st.Versions,
+		Blobs: st.Blobs.Blobs, UniqueBytes: st.Blobs.PlainBytes, StoredBytes: st.Blobs.StoredBytes,
+		JournalBytes: st.JournalBytes, JournalSeq: uint64(st.Seq), SyncedSeq: uint64(st.Synced),
+		OpenFiles: st.OpenFiles, StagedBytes: st.Staged, Problems: []string{},
+	}
+	if !st.OldestVersion.IsZero() {
+		t := st.OldestVersion.UTC()
+		out.OldestVersion = &t
+	}
+	if st.LastError != nil {
+		out.Problems = append(out.Problems, st.LastError.Error())
+	}
+	for _, d := range st.Damage {
+		out.Problems = append(out.Problems, d.Error())
+	}
+	if l.mounted != nil {
+		m := l.mounted.Mount
+		out.Mounted, out.Mount, out.Requests = true, &m, l.mounted.Requests()
+	}
+	return out, nil
+}
+
+// Stat implements Ops.
+func (l *Local) Stat(ctx context.Context, p string) (Entry, error) {
+	p, err := CleanPath(p)
+	if err != nil {
+		return Entry{}, err
+	}
+	row, err := l.vol.Resolve(ctx, p)
+	if err != nil {
+		return Entry{}, err
+	}
+	return entry(path.Base(p), row), nil
+}
+
+func entry(name string, row catalog.Inode) Entry {
+	return Entry{
+		Name: name, Ino: uint64(row.Ino), Type: typeName(row.Mode), Mode: row.Mode, Nlink: row.Nlink, UID: row.UID, GID: row.GID,
+		Size: row.Size, Mtime: time.Unix(0, row.Mtime).UTC(), Version: row.Ver, Target: row.Target,
+	}
+}
+
+func typeName(mode uint32) string {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return "file"
+	case unix.S_IFDIR:
+		return "dir"
+	case unix.S_IFLNK:
+		return "symlink"
+	case unix.S_IFIFO:
+		return "fifo"
+	case unix.S_IFSOCK:
+		return "socket"
+	case unix.S_IFCHR:
+		return "char"
+	case unix.S_IFBLK:
+		return "block"
+	}
+	return "unknown"
+}
+
+// List implements Ops.
+func (l *Local) List(ctx context.Context, p string, fn func(Entry) error) error {
+	p, err := CleanPath(p)
+	if err != nil {
+		return err
+	}
+	dir, err := l.vol.Resolve(ctx, p)
+	if err != nil {
+		return err
+	}
+	if dir.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return pathError("list", p, catalog.ErrNotDir)
+	}
+	const batch = 1024
+	for after := uint64(0); ; {
+		entries, err := l.vol.ReadDir(ctx, dir.Ino, after, batch)
+		if err != nil {
+			return pathError("list", p, err)
+		}
+		if len(entries) == 0 {
+			return nil
+		}
+		for _, e := range entries {
+			if err := fn(entry(e.Name, e.Inode)); err != nil {
+				return err
+			}
+		}
+		after = entries[len(entries)-1].Cookie
+	}
+}
+
+// Log implements Ops.
+func (l *Local) Log(ctx context.Context, p string, fn func(LogEntry) error) error {
+	p, err := CleanPath(p)
+	if err != nil {
+		return err
+	}
+	return l.vol.Log(ctx, p, func(e volume.LogEntry) error {
+		return fn(LogEntry{
+			Number: e.Number, Time: e.Time.UTC(), Size: e.Size, SHA256: e.SHA256, Agent: e.Agent, Program: e.Program,
+			UID: e.UID, PID: e.PID, Seq: uint64(e.Seq), Ino: uint64(e.Inode), Removed: e.Removed,
+		})
+	})
+}
+
+// Get implements Ops.
+func (l *Local) Get(ctx context.Context, p string, at Selector, w io.Writer) (int64, error) {
+	p, err := CleanPath(p)
+	if err != nil {
+		return 0, err
+	}
+	out := &sink{w: w}
+	err = l.vol.ReadPath(ctx, p, volume.Moment{Number: at.Number, Time: at.Time}, out)
+	return out.n, err
+}
+
+// Put implements Ops.
+func (l *Local) Put(ctx context.Context, who Caller, p string, mode uint32, r io.Reader) (Entry, error) {
+	p, err := CleanPath(p)
+	if err != nil {
+		return Entry{}, err
+	}
+	row, err := l.vol.WritePath(ctx, who.actor(), who.GID, p, mode, contextReader{ctx, r})
+	if err != nil {
+		return Entry{}, err
+	}
+	return entry(path.Base(p), row), nil
+}
+
+func (c Caller) actor() catalog.Actor {
+	return catalog.Actor{Agent: c.Agent, Program: c.Program, UID: c.UID, PID: c.PID}
+}
+
+// contextReader stops a copy when its context ends.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := c.r.Read(p)
+	// A sender that broke off in the middle must not look like the end of the content.
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("%w before the content had arrived (%v)", ErrDisconnected, err)
+	}
+	return n, err
+}
+
+// Remove implements Ops.
+func (l *Local) Remove(ctx context.Context, who Caller, p string, recursive bool) error {
+	p, err := CleanPath(p)
+	if err != nil {
+		return err
+	}
+	return l.vol.RemovePath(ctx, who.actor(), p, recursive)
+}
+
+// Unmount implements Ops.
+func (l *Local) Unmount(_ context.Context, lazy bool) error {
+	if l.mounted == nil {
+		return fmt.Errorf("%s: %w", l.vol.Dir(), ErrNotMounted)
+	}
+	return l.mounted.Unmount(lazy)
+}
