@@ -17,7 +17,8 @@ import (
 type commitKind int
 
 const (
-	commitClose commitKind = iota // durable only for critical files
+	commitFlush commitKind = iota // a close; durable for critical files
+	commitClose                   // the last use of a handle; durable for critical files
 	commitSync                    // the caller syncs the catalog afterwards
 	commitIdle                    // the file stays open
 )
@@ -37,7 +38,7 @@ func (f *file) commit(ctx context.Context, kind commitKind) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.changedSince.Load() == 0 {
+	if f.changedSince.Load() == 0 || kind == commitFlush && f.emptied {
 		return nil
 	}
 	row, err := f.v.cat.Get(ctx, f.ino)
@@ -51,7 +52,7 @@ func (f *file) commit(ctx context.Context, kind commitKind) error {
 	if err != nil {
 		return err
 	}
-	durable := kind == commitSync || (kind == commitClose && level == catalog.LevelCritical)
+	durable := kind == commitSync || (kind != commitIdle && level == catalog.LevelCritical)
 	cm, err := f.plan(ctx, level, durable)
 	if err != nil {
 		return err

@@ -32,6 +32,9 @@ type file struct {
 	dirty  spanMap // changes, over base
 	stage  *staging
 	memory int64 // bytes that dirty holds in memory
+	// emptied: an open with Truncate is all that has changed. The shell opens a file so, duplicates the descriptor and closes the first
+	// before the program writes: that close is not the one that makes a version.
+	emptied bool
 	who    catalog.Actor
 }
 
@@ -84,7 +87,7 @@ func (f *file) drop() {
 	}
 	f.dirty.clear()
 	f.v.staged.Add(-f.memory)
-	f.memory, f.limit = 0, catalog.NoCut
+	f.memory, f.limit, f.emptied = 0, catalog.NoCut, false
 	f.changedSince.Store(0)
 }
 
@@ -128,7 +131,7 @@ func (f *file) load(ctx context.Context) error {
 
 // changed notes that something is to be committed. mu is held for writing.
 func (f *file) changed(who catalog.Actor) {
-	f.who = who
+	f.who, f.emptied = who, false
 	f.changedSince.CompareAndSwap(0, time.Now().UnixNano())
 }
 
@@ -165,7 +168,9 @@ func (v *Volume) OpenFile(ctx context.Context, who catalog.Actor, ino catalog.In
 	h := &Handle{f: v.acquire(ino), who: who, flags: flags}
 	if flags.Truncate {
 		h.f.mu.Lock()
+		clean := h.f.changedSince.Load() == 0
 		err := h.f.truncate(ctx, who, 0)
+		h.f.emptied = h.f.emptied || clean
 		h.f.mu.Unlock()
 		if err == nil {
 			err = v.stamp(ctx, who, ino, flags.KillPriv)
@@ -198,12 +203,12 @@ func (h *Handle) Ino() catalog.Ino { return h.f.ino }
 func (h *Handle) KeepCache() bool { return true }
 
 // Flush ends one use of the handle, as close(2) does: what changed becomes a version. Errors of the store surface here, and what
-// could not be committed stays staged.
+// could not be committed stays staged. After an open with Truncate and nothing else, the version is made by Close.
 func (h *Handle) Flush(ctx context.Context) error {
 	if !h.flags.Write {
 		return nil
 	}
-	return h.f.commit(ctx, commitClose)
+	return h.f.commit(ctx, commitFlush)
 }
 
 // Fsync commits what changed and makes it durable, with everything that was committed before it.

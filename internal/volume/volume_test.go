@@ -541,3 +541,36 @@ func TestDamagedBlobIsNeverServed(t *testing.T) {
 		t.Fatalf("a damaged blob reads as %v", err)
 	}
 }
+
+// TestShellRedirection opens, truncates, closes a duplicate, writes and closes, as `echo >file` does: that is one version. A file that is only emptied gets one, too.
+func TestShellRedirection(t *testing.T) {
+	v := openStore(t, newStore(t, StorageHybrid))
+	defer closeStore(t, v)
+	ctx := context.Background()
+	row, err := v.WritePath(ctx, actor(), 0, "f", 0o644, strings.NewReader("one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, content := range []string{"two", ""} {
+		h, err := v.OpenFile(ctx, actor(), row.Ino, OpenFlags{Write: true, Truncate: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := v.Get(ctx, row.Ino); err != nil || got.Size != 0 {
+			t.Fatalf("%+v %v", got, err)
+		}
+		if content != "" {
+			if _, err := h.WriteAt(ctx, []byte(content), 0, WriteFlags{}); err != nil {
+				t.Fatal(err)
+			}
+			if err := h.Flush(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.Close(ctx)
+	}
+	checkVersions(t, v, "f", [][]byte{[]byte("one"), []byte("two"), nil})
+}
