@@ -106,7 +106,7 @@ func (m *meta) advance(r *Record) {
 }
 
 func newMeta(store [16]byte) meta {
-	return meta{storeID: store, nextIno: Root + 1, nextCookie: 1}
+	return meta{storeID: store, nextIno: Root + 1, nextCookie: FirstCookie}
 }
 
 // fields lists the integers of meta under the names that they have in the database.
@@ -165,7 +165,7 @@ func loadMeta(ctx context.Context, db *sqldb.DB, store [16]byte) (meta, error) {
 	if err == nil && m.storeID != store {
 		err = fmt.Errorf("catalog.db belongs to another store: %w", sqldb.ErrCorrupt)
 	}
-	if err == nil && (m.nextIno <= Root || m.nextCookie == 0 || m.blobsSeq > m.applied) {
+	if err == nil && (m.nextIno <= Root || m.nextCookie < FirstCookie || m.blobsSeq > m.applied) {
 		err = fmt.Errorf("catalog.db: counters in meta contradict each other: %w", sqldb.ErrCorrupt)
 	}
 	return m, err

@@ -56,6 +56,9 @@ const (
 	MaxSize = 1<<63 - 1 - 4096
 )
 
+// FirstCookie is the position of the first dentry of a store: smaller ones are free for "." and "..".
+const FirstCookie = 16
+
 // Timestamps are nanoseconds since 1970 UTC.
 type Timestamp = int64
 
