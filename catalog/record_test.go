@@ -35,13 +35,13 @@ func recordRand(t testing.TB) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 1))
 }
 
-func smallBlob(content string) NewBlob {
+func recordBlob(content string) NewBlob {
 	return NewBlob{Ref: blobstore.Ref{Hash: sha256.Sum256([]byte(content)), Size: int64(len(content))}, Level: "basic", Body: []byte(content)}
 }
 
 // typicalRecord is what creating a file and writing 1 KiB into it leaves.
 func typicalRecord() Record {
-	body := smallBlob(strings.Repeat("0123456789abcdef", 64))
+	body := recordBlob(strings.Repeat("0123456789abcdef", 64))
 	now := int64(1_700_000_000_123_456_789)
 	who := Actor{Agent: "planner-7", Program: "python3", UID: 1000, PID: 4242}
 	r := Record{Seq: 77, Time: time.Unix(0, now).UTC(), Op: OpWrite, Actor: who, Path: "/messages/inbox/0001.json",
@@ -71,7 +71,7 @@ func everyField() Record {
 	r.Splices = append(r.Splices, Splice{Ino: 13, Cut: math.MaxInt64, Holes: []Hole{{Off: 10, Len: math.MaxInt64 - 10}},
 		Extents: []Extent{{Off: 5, Len: 5, Blob: large, BlobOff: 1<<40 - 5}, {Off: 1 << 33, Len: 1 << 20, Blob: large}}})
 	r.Versions[0].Prev = blobstore.Hash{3}
-	r.Blobs = append(r.Blobs, NewBlob{Ref: large, Level: "critical"}, smallBlob(""), smallBlob("x"))
+	r.Blobs = append(r.Blobs, NewBlob{Ref: large, Level: "critical"}, recordBlob(""), recordBlob("x"))
 	return r
 }
 
@@ -339,7 +339,7 @@ func randomRecord(rng *rand.Rand) Record {
 		r.Versions = append(r.Versions, Version{Ino: Ino(1 + num()/2), Num: 1 + uint64(num()/2), Time: num(), Size: num() / 2, Sum: hash(), Prev: hash(), Digest: hash(), Actor: who})
 	}
 	for range rng.IntN(3) {
-		b := smallBlob(name(1000))
+		b := recordBlob(name(1000))
 		if rng.IntN(3) == 0 {
 			b.Body = nil
 		}
@@ -414,7 +414,7 @@ func TestRecordRules(t *testing.T) {
 		"version of inode 0":     func(r *Record) { r.Versions[0].Ino = 0 },
 		"version's size":         func(r *Record) { r.Versions[0].Size = -1 },
 		"body of another size":   func(r *Record) { r.Blobs[0].Ref.Size++ },
-		"large body":             func(r *Record) { r.Blobs[0] = smallBlob(strings.Repeat("x", blobstore.MaxSmall+1)) },
+		"large body":             func(r *Record) { r.Blobs[0] = recordBlob(strings.Repeat("x", blobstore.MaxSmall+1)) },
 		"long level":             func(r *Record) { r.Blobs[0].Level = strings.Repeat("l", 33) },
 		"new blob's size":        func(r *Record) { r.Blobs[1].Ref.Size = -1 },
 	} {

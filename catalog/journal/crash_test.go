@@ -85,7 +85,7 @@ func (cm *crashModel) check(t *testing.T, l *Log) {
 // whose Sync returned, and is a beginning of what was appended.
 func TestPowerCut(t *testing.T) {
 	rng := newRand(t)
-	for run := range 400 {
+	for run := range 250 {
 		m := newMemFS()
 		var cm crashModel
 		id := uint64(run) << 32

@@ -98,6 +98,9 @@ func TestBitFlipAtEveryByte(t *testing.T) {
 	}
 	for name, data := range files {
 		for i := range data {
+			if i > hdrMarker+8 && i < hdrCRC && i%61 > 0 {
+				continue // the padding of the header, which nothing but its checksum looks at, is sampled
+			}
 			m := load(files)
 			m.names["store/journal/"+name].data[i] ^= 1 << (i % 8)
 			before := bytes.Clone(m.names["store/journal/"+name].data)
