@@ -26,6 +26,12 @@ var (
 	ErrNotFound = errors.New("blob not found")
 	// ErrDamaged: the blob or its sidecar is there, and is not what its name, size or root says. Wrapped in a *DamageError.
 	ErrDamaged = errors.New("blob damaged")
+	// ErrInvalid: the caller passed something that no store could hold, such as content that has another hash.
+	ErrInvalid = errors.New("invalid argument")
+	// ErrReadOnly: the store was opened read-only.
+	ErrReadOnly = errors.New("blob store is open read-only")
+	// ErrClosed: the store was closed.
+	ErrClosed = errors.New("blob store is closed")
 )
 
 // DamageError says what is damaged; errors.Is(err, ErrDamaged) holds.

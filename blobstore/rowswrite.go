@@ -1,0 +1,264 @@
+package blobstore
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/zeebo/blake3"
+
+	"holdfast/internal/sqldb"
+)
+
+// adopt copies a blob of more than one block into rows of block, in transactions of a few blocks, and names it last.
+func (s *rows) adopt(ctx context.Context, sum Summed, meta Meta, staged *os.File, path string, durable bool) error {
+	kept, err := s.keepLarge(ctx, sum, meta)
+	if err != nil {
+		return err
+	}
+	if !kept {
+		n := blockCount(sum.Ref.Size)
+		first := s.reserve(n)
+		err := s.db.Write(ctx, func(c *sqldb.Conn) error {
+			return c.Prep("INSERT INTO incomplete (first, count) VALUES (?, ?)").BindInt64(1, first).BindInt64(2, n).Exec()
+		})
+		if err == nil {
+			err = s.writeLarge(ctx, sum, meta, staged, first)
+		}
+		if err != nil {
+			if err2 := s.dropBlocks(context.WithoutCancel(ctx), first, n); err2 != nil {
+				s.opt.Log.Warn("blocks of an incomplete blob stay until the store is opened again", "blob", sum.Ref.Hash.String(), "err", err2)
+			}
+			return fmt.Errorf("adopt blob %s from %s: %w", sum.Ref.Hash, path, rowErr(err))
+		}
+	}
+	if durable {
+		if err := s.db.Sync(ctx); err != nil {
+			return err
+		}
+	}
+	return os.Remove(path)
+}
+
+// reserve hands out numbers for n rows of block.
+func (s *rows) reserve(n int64) (first int64) {
+	s.nextMu.Lock()
+	defer s.nextMu.Unlock()
+	first = s.next
+	s.next += n
+	return first
+}
+
+// keepLarge says whether the blob is there and intact, by its block hashes; if so it raises its level where needed.
+func (s *rows) keepLarge(ctx context.Context, sum Summed, meta Meta) (bool, error) {
+	h := sum.Ref.Hash
+	r, err := s.loadLarge(ctx, h, sum.Ref.Size)
+	if err != nil {
+		if lookElsewhere(err) {
+			return false, nil
+		}
+		return false, err
+	}
+	lay := &layout{size: sum.Ref.Size, hashes: sum.Blocks, first: r.first}
+	buf := s.codec.buf()
+	defer s.codec.free(buf)
+	for b := range blockCount(sum.Ref.Size) {
+		if err := s.fetch(ctx, h, lay, b, buf[:blockLen(sum.Ref.Size, b)]); err != nil {
+			if lookElsewhere(err) {
+				s.opt.Log.Warn("a stored blob is damaged and is replaced by intact content", "blob", h.String(), "err", err)
+				return false, nil
+			}
+			return false, err
+		}
+	}
+	good := r.cols.check == r.cols.sum(h) && r.cols.size == sum.Ref.Size && bytes.Equal(r.hashes, sum.Blocks)
+	level := int64(levelRank(meta.Level))
+	if good && r.cols.level >= level {
+		return true, nil
+	}
+	if !good {
+		if _, r.cols, _, err = s.mendLarge(ctx, sum.Ref); err != nil {
+			return false, err
+		}
+	}
+	r.cols.level = max(level, r.cols.level)
+	return true, rowErr(s.db.Write(ctx, func(c *sqldb.Conn) error { return s.update(c, h, r.cols.id, &r.cols) }))
+}
+
+// writeLarge writes the blocks and then the rows that name them.
+func (s *rows) writeLarge(ctx context.Context, sum Summed, meta Meta, staged io.ReaderAt, first int64) error {
+	k := newColumns(sum.Ref, meta)
+	k.stored = 0
+	n := blockCount(sum.Ref.Size)
+	for from := int64(0); from < n; from += txnBlocks {
+		bodies, err := s.encodeBlocks(ctx, sum, staged, from, min(n, from+txnBlocks))
+		if err != nil {
+			return err
+		}
+		err = s.db.Write(ctx, func(c *sqldb.Conn) error {
+			for i, body := range bodies {
+				b := from + int64(i)
+				if err := c.Prep("INSERT INTO block (id, body) VALUES (?, ?)").BindInt64(1, first+b).BindBytes(2, body).Exec(); err != nil {
+					return err
+				}
+				k.stored += int64(len(body))
+				if len(body) < blockLen(sum.Ref.Size, b) {
+					k.zstd = 1
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	k.check = k.sum(sum.Ref.Hash)
+	return s.nameLarge(ctx, sum, k, first, n)
+}
+
+// encodeBlocks reads, checks and compresses some blocks.
+func (s *rows) encodeBlocks(ctx context.Context, sum Summed, r io.ReaderAt, from, to int64) ([][]byte, error) {
+	bodies := make([][]byte, 0, to-from)
+	for b := from; b < to; b++ {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		plain := make([]byte, blockLen(sum.Ref.Size, b))
+		if n, err := r.ReadAt(plain, b*BlockSize); n != len(plain) {
+			if err == nil || err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		}
+		if blake3.Sum256(plain) != [32]byte(sum.Blocks[32*b:32*b+32]) {
+			return nil, &DamageError{sum.Ref.Hash, fmt.Sprintf("block %d", b), "the staged file does not have its hash"}
+		}
+		body := plain
+		if frame, ok := s.codec.encode(nil, plain); ok {
+			body = frame
+		}
+		bodies = append(bodies, body)
+	}
+	return bodies, nil
+}
+
+// nameLarge makes the blob visible. What it replaces is dropped; when another caller has stored the same blob meanwhile, the newer replaces it.
+func (s *rows) nameLarge(ctx context.Context, sum Summed, k columns, first, n int64) error {
+	h := sum.Ref.Hash
+	var old largeRow
+	err := s.db.Write(ctx, func(c *sqldb.Conn) error {
+		delta := Stats{1, k.size, k.stored}
+		added, err := s.insert(c, h, &k, nil)
+		if err != nil {
+			return err
+		}
+		id := c.LastInsertRowID()
+		if !added {
+			if old, err = s.retire(c, h); err != nil {
+				return err
+			}
+			id, delta = old.cols.id, Stats{0, k.size - old.cols.size, k.stored - old.cols.stored}
+			if err := s.update(c, h, id, &k); err != nil {
+				return err
+			}
+			if err := c.Prep("UPDATE blob SET body = NULL WHERE id = ?").BindInt64(1, id).Exec(); err != nil {
+				return err
+			}
+		}
+		if err := c.Prep("INSERT OR REPLACE INTO large (id, first, hashes) VALUES (?, ?, ?)").BindInt64(1, id).BindInt64(2, first).
+			BindBytes(3, sum.Blocks).Exec(); err != nil {
+			return err
+		}
+		if err := c.Prep("DELETE FROM incomplete WHERE first = ?").BindInt64(1, first).Exec(); err != nil {
+			return err
+		}
+		return addTotal(c, delta)
+	})
+	if err != nil {
+		return err
+	}
+	s.gen.Add(1)
+	s.forget(h)
+	if old.first > 0 {
+		if err := s.dropBlocks(ctx, old.first, blockCount(old.cols.size)); err != nil {
+			s.opt.Log.Warn("blocks of a replaced blob stay until the store is opened again", "blob", h.String(), "err", err)
+		}
+	}
+	return nil
+}
+
+// retire marks the blocks of a blob, if it has any, as to be dropped, in the transaction that takes them from it.
+func (s *rows) retire(c *sqldb.Conn, h Hash) (old largeRow, err error) {
+	st := c.Prep("SELECT b.id, b.size, b.stored, ifnull(l.first, 0) FROM blob b LEFT JOIN large l ON l.id = b.id WHERE b.hash = ?").BindBytes(1, h[:])
+	ok, err := st.Step()
+	if err != nil || !ok {
+		return old, err
+	}
+	old.cols.id, old.cols.size, old.cols.stored, old.first = st.Int64(0), st.Int64(1), st.Int64(2), st.Int64(3)
+	if err := st.Done(); err != nil {
+		return old, err
+	}
+	if old.first > 0 {
+		err = c.Prep("INSERT OR REPLACE INTO incomplete (first, count) VALUES (?, ?)").BindInt64(1, old.first).
+			BindInt64(2, blockCount(old.cols.size)).Exec()
+	}
+	return old, err
+}
+
+// dropBlocks removes rows of block that no blob has, in bounded transactions, and then the row that names them as incomplete.
+func (s *rows) dropBlocks(ctx context.Context, first, count int64) error {
+	count = max(0, min(count, 1<<40)) // they come from the database
+	for {
+		gone := 0
+		err := s.db.Write(ctx, func(c *sqldb.Conn) error {
+			err := c.Prep("DELETE FROM block WHERE id IN (SELECT id FROM block WHERE id >= ? AND id < ? LIMIT ?)").
+				BindInt64(1, first).BindInt64(2, first+count).BindInt64(3, txnBlocks).Exec()
+			if err != nil {
+				return err
+			}
+			if gone = c.Changes(); gone > 0 {
+				return nil
+			}
+			return c.Prep("DELETE FROM incomplete WHERE first = ?").BindInt64(1, first).Exec()
+		})
+		if err != nil || gone == 0 {
+			return err
+		}
+	}
+}
+
+func (s *rows) remove(ctx context.Context, h Hash) error {
+	// Most calls of a hybrid store concern a file: a look is cheaper than a transaction.
+	var there bool
+	err := s.db.Read(ctx, func(c *sqldb.Conn) (err error) {
+		there, err = c.Prep("SELECT 1 FROM blob WHERE hash = ?").BindBytes(1, h[:]).Step()
+		return err
+	})
+	if err != nil || !there {
+		return rowErr(err)
+	}
+	var old largeRow
+	err = s.db.Write(ctx, func(c *sqldb.Conn) (err error) {
+		if old, err = s.retire(c, h); err != nil || old.cols.id == 0 {
+			return err
+		}
+		if err := c.Prep("DELETE FROM blob WHERE id = ?").BindInt64(1, old.cols.id).Exec(); err != nil {
+			return err
+		}
+		if err := c.Prep("DELETE FROM large WHERE id = ?").BindInt64(1, old.cols.id).Exec(); err != nil {
+			return err
+		}
+		return addTotal(c, Stats{-1, -old.cols.size, -old.cols.stored})
+	})
+	if err != nil {
+		return fmt.Errorf("delete blob %s: %w", h, rowErr(err))
+	}
+	s.gen.Add(1)
+	s.forget(h)
+	if old.first > 0 {
+		return rowErr(s.dropBlocks(ctx, old.first, blockCount(old.cols.size)))
+	}
+	return nil
+}

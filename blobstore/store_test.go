@@ -1,0 +1,41 @@
+package blobstore_test
+
+import (
+	"testing"
+
+	"holdfast/blobstore"
+	"holdfast/blobstore/blobstoretest"
+)
+
+func modes() []string {
+	return []string{blobstore.ModeFile, blobstore.ModeDatabase, blobstore.ModeHybrid}
+}
+
+func openDir(t testing.TB, dir, mode string) blobstore.Store {
+	t.Helper()
+	s, err := blobstore.Open(t.Context(), blobstore.Options{Dir: dir, Mode: mode})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestConformance(t *testing.T) {
+	for _, mode := range modes() {
+		t.Run(mode, func(t *testing.T) {
+			var dir string
+			blobstoretest.Run(t, func(t *testing.T) blobstore.Store {
+				dir = t.TempDir()
+				return openDir(t, dir, mode)
+			}, blobstoretest.Reopen(func(t *testing.T, _ blobstore.Store) blobstore.Store { return openDir(t, dir, mode) }))
+		})
+	}
+}
+
+func TestFaults(t *testing.T) {
+	for _, mode := range modes() {
+		t.Run(mode, func(t *testing.T) {
+			blobstoretest.RunFaults(t, func(t *testing.T) blobstore.Store { return openDir(t, t.TempDir(), mode) })
+		})
+	}
+}
