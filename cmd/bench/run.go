@@ -25,13 +25,16 @@ type runOptions struct {
 	quick    bool
 	rates    bool
 	trips    bool
-	profile  string // folder for Holdfast's CPU profiles; empty: none
+	scale    scale
+	root     bool                   // the kernel's caches can be dropped
+	sync     func(dir string) error // syncToDisk
+	profile  string                 // folder for Holdfast's CPU profiles; empty: none
 	log      *slog.Logger
 }
 
 func runCommand(c *cli.Context) error {
 	o := runOptions{dir: c.String("dir"), rounds: c.Int("rounds"), quick: c.Bool("quick"), rates: !c.Bool("only-trips"),
-		trips: !c.Bool("no-trips"), targets: strings.Split(c.String("targets"), ","), log: logger()}
+		trips: !c.Bool("no-trips"), targets: strings.Split(c.String("targets"), ","), root: os.Geteuid() == 0, scale: fullScale(), sync: syncToDisk, log: logger()}
 	var err error
 	if o.rows, err = regexp.Compile(c.String("rows")); err != nil {
 		return fmt.Errorf("--rows: %w", err)
@@ -46,6 +49,9 @@ func runCommand(c *cli.Context) error {
 		if o.quick {
 			o.rounds = 1
 		}
+	}
+	if o.quick {
+		o.scale = quickScale()
 	}
 	if o.rounds < 1 {
 		return errors.New("--rounds must be 1 at least")
@@ -80,9 +86,6 @@ func runCommand(c *cli.Context) error {
 	return report(os.Stdout, r, false)
 }
 
-// spaceNeeded is what the largest workload leaves behind at most: two targets never exist at the same time.
-const spaceNeeded = 6 << 30
-
 // measure does everything that o asks for, in a scratch folder that it removes.
 func measure(ctx context.Context, o runOptions) (r *Result, err error) {
 	base, err := scratch(o.dir)
@@ -90,7 +93,8 @@ func measure(ctx context.Context, o runOptions) (r *Result, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(base)) }()
-	if err := checkFree(base, spaceNeeded); err != nil {
+	// What the largest workload takes at most: two targets never exist at the same time.
+	if err := checkFree(base, 4*o.scale.large+2<<30); err != nil {
 		return nil, err
 	}
 	r = &Result{Format: resultFormat, Time: time.Now().UTC().Truncate(time.Second), Quick: o.quick, Rounds: o.rounds}
@@ -98,7 +102,7 @@ func measure(ctx context.Context, o runOptions) (r *Result, err error) {
 	if r.Machine, err = lookAtMachine(base); err != nil {
 		return nil, err
 	}
-	r.Notes = notes(r, os.Geteuid() == 0)
+	r.Notes = notes(r, o.root)
 	if o.rates {
 		r.SHA256 = sha256Rate()
 		for i, w := range workloads() {
@@ -142,7 +146,7 @@ func measureRates(ctx context.Context, o runOptions, base string, w workload, se
 	for round := range o.rounds {
 		for i := range o.targets {
 			name := o.targets[(i+round)%len(o.targets)]
-			t, err := o.turn(base, name, w.rows[0].Name, seed+uint64(round))
+			t, err := o.turn(base, name, w.rows[0].Name, false, seed+uint64(round))
 			if err != nil {
 				return nil, err
 			}
@@ -170,18 +174,15 @@ func takeTurn(ctx context.Context, t *turn, w workload) (values map[string]float
 	return w.run(ctx, t)
 }
 
-// turn makes a turn of the named target; what names it in profiles.
-func (o runOptions) turn(base, name, what string, seed uint64) (*turn, error) {
-	t := &turn{scale: fullScale(), seed: seed, log: o.log, root: os.Geteuid() == 0}
-	if o.quick {
-		t.scale = quickScale()
-	}
+// turn makes a turn of the named target, which counts its requests when count is set; what names it in profiles.
+func (o runOptions) turn(base, name, what string, count bool, seed uint64) (*turn, error) {
+	t := &turn{scale: o.scale, seed: seed, log: o.log, root: o.root, sync: o.sync}
 	dir := filepath.Join(base, name)
 	switch name {
 	case nameExt4:
 		t.target = &plain{name: name, base: dir}
 	case nameLoopback, nameFloor:
-		s, err := newPeer(name, dir, o.log)
+		s, err := newPeer(name, dir, count, o.log)
 		if err != nil {
 			return nil, err
 		}
@@ -208,7 +209,7 @@ func measureTrips(ctx context.Context, o runOptions, base string) ([]Trip, error
 			if name == nameExt4 || name == nameLoopback {
 				continue // they do not count
 			}
-			t, err := o.turn(base, name, "trips-"+d.name, uint64(1000+i)*seedStride)
+			t, err := o.turn(base, name, "trips-"+d.name, true, uint64(1000+i)*seedStride)
 			if err != nil {
 				return nil, err
 			}

@@ -8,21 +8,28 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"holdfast/fs/floor"
 	"holdfast/fs/loopback"
 )
 
-// newPeer is the loopback or the floor, served by this same program in a process of its own.
-func newPeer(name, base string, log *slog.Logger) (*served, error) {
+// countWord makes the floor count its requests, which slows it down.
+const countWord = "count"
+
+// newPeer is the loopback or the floor, served by this same program in a process of its own. Only a floor that is told to counts.
+func newPeer(name, base string, count bool, log *slog.Logger) (*served, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
@@ -30,7 +37,10 @@ func newPeer(name, base string, log *slog.Logger) (*served, error) {
 	s := &served{name: name, base: base, mnt: filepath.Join(base, "mnt"), log: log}
 	if name == nameFloor {
 		s.argv = []string{self, "serve", name, s.mnt}
-		s.counters = askCounters
+		if count {
+			s.argv = append(s.argv, countWord)
+			s.counters = askCounters
+		}
 		return s, nil
 	}
 	root := filepath.Join(base, "root")
@@ -76,8 +86,68 @@ func serveCommand(c *cli.Context) error {
 	case len(a) == 3 && a[0] == nameLoopback:
 		go answer(cancel, func() map[string]uint64 { return nil })
 		return loopback.Serve(ctx, a[1], a[2], func() {})
+	case len(a) == 2 && a[0] == nameFloor:
+		go answer(cancel, func() map[string]uint64 { return nil })
+		return serveFloor(ctx, a[1], false, slog.New(slog.DiscardHandler))
+	case len(a) == 3 && a[0] == nameFloor && a[2] == countWord:
+		var r requestLog
+		go answer(cancel, r.counts)
+		return serveFloor(ctx, a[1], true, slog.New(&r))
 	}
-	return errors.New("serve wants loopback ROOT MOUNT or floor MOUNT")
+	return errors.New("serve wants loopback ROOT MOUNT or floor MOUNT [count]")
+}
+
+func serveFloor(ctx context.Context, mnt string, debug bool, log *slog.Logger) error {
+	s, err := floor.Mount(mnt, debug, log)
+	if err != nil {
+		return fmt.Errorf("serve the floor: %w", err)
+	}
+	end := context.AfterFunc(ctx, func() {
+		if err := s.Unmount(false); err != nil {
+			fmt.Fprintln(os.Stderr, "unmount the floor:", err)
+		}
+	})
+	defer end()
+	s.Wait()
+	return nil
+}
+
+// requestLog counts the requests in the debug log of the protocol library, whose lines for what it receives read "rx 12: LOOKUP n1 ...".
+type requestLog struct {
+	mu   sync.Mutex
+	seen map[string]uint64
+}
+
+func (r *requestLog) Enabled(context.Context, slog.Level) bool { return true }
+func (r *requestLog) WithAttrs([]slog.Attr) slog.Handler       { return r }
+func (r *requestLog) WithGroup(string) slog.Handler            { return r }
+
+func (r *requestLog) Handle(_ context.Context, rec slog.Record) error {
+	op, ok := requestName(rec.Message)
+	if !ok {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.seen == nil {
+		r.seen = map[string]uint64{}
+	}
+	r.seen[op]++
+	return nil
+}
+
+func requestName(line string) (string, bool) {
+	f := strings.Fields(line)
+	if len(f) < 3 || f[0] != "rx" {
+		return "", false
+	}
+	return f[2], true
+}
+
+func (r *requestLog) counts() map[string]uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.seen)
 }
 
 // answer writes the counters for each line that comes in; at the end of input it calls over.

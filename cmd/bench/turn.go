@@ -20,7 +20,8 @@ type turn struct {
 	scale  scale
 	seed   uint64 // differs for each round and workload: no content is written twice
 	log    *slog.Logger
-	root   bool // caches can be dropped
+	root   bool                   // caches can be dropped
+	sync   func(dir string) error // syncToDisk
 }
 
 // begin starts the target and does a few operations of each kind, so that no lazily made thing of the server is timed.
@@ -33,11 +34,12 @@ func (t *turn) begin(ctx context.Context) error {
 		return err
 	}
 	for _, op := range []string{"create", "read", "overwrite"} {
+		n := t.scale.warmUp
 		sub := filepath.Join(dir, op)
 		if err := os.Mkdir(sub, 0o755); err != nil {
 			return err
 		}
-		if _, err := t.run(ctx, job{Op: op, Dir: sub, Files: 200, Size: 1024, Ops: 200, Seed: t.seed ^ 1<<50}); err != nil {
+		if _, err := t.run(ctx, job{Op: op, Dir: sub, Files: n, Size: smallSize, Ops: n, Seed: t.seed ^ 1<<50}); err != nil {
 			return fmt.Errorf("warm up: %w", err)
 		}
 	}
@@ -89,10 +91,9 @@ func (t *turn) settle(ctx context.Context) error {
 
 // settledAt is settle; it returns when (on the clock of now) the rest began.
 func (t *turn) settledAt(ctx context.Context) (int64, error) {
-	if err := syncDir(t.target.Dir()); err != nil {
+	if err := t.sync(t.target.Dir()); err != nil {
 		return 0, fmt.Errorf("settle: %w", err)
 	}
-	unix.Sync()
 	pid := t.target.PID()
 	if pid == 0 {
 		return now(), nil
@@ -125,16 +126,18 @@ func (t *turn) settledAt(ctx context.Context) (int64, error) {
 			break
 		}
 	}
-	unix.Sync()
-	return since, nil
+	return since, t.sync(t.target.Dir())
 }
 
-func syncDir(dir string) error {
+// syncToDisk brings what was done in dir, and everything else that is in memory, to the disk.
+func syncToDisk(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	err = errors.Join(d.Sync(), d.Close())
+	unix.Sync()
+	return err
 }
 
 // cpuTicks is the processor time that a process has used, in clock ticks of 10 ms.
