@@ -25,7 +25,7 @@ func TestConformance(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			var dir string
 			blobstoretest.Run(t, func(t *testing.T) blobstore.Store {
-				dir = t.TempDir()
+				dir = blobstoretest.TempDir(t)
 				return openDir(t, dir, mode)
 			}, blobstoretest.Reopen(func(t *testing.T, _ blobstore.Store) blobstore.Store { return openDir(t, dir, mode) }))
 		})
@@ -35,7 +35,7 @@ func TestConformance(t *testing.T) {
 func TestFaults(t *testing.T) {
 	for _, mode := range modes() {
 		t.Run(mode, func(t *testing.T) {
-			blobstoretest.RunFaults(t, func(t *testing.T) blobstore.Store { return openDir(t, t.TempDir(), mode) })
+			blobstoretest.RunFaults(t, func(t *testing.T) blobstore.Store { return openDir(t, blobstoretest.TempDir(t), mode) })
 		})
 	}
 }

@@ -250,7 +250,7 @@ func (*suite) invalid(t *testing.T, s blobstore.Store) {
 	if err := s.Adopt(t.Context(), sum, m, Stage(t, large), false); !errors.Is(err, blobstore.ErrInvalid) {
 		t.Errorf("level: %v", err)
 	}
-	if err := s.Adopt(t.Context(), sum, SomeMeta(), filepath.Join(t.TempDir(), "none"), false); !errors.Is(err, os.ErrNotExist) {
+	if err := s.Adopt(t.Context(), sum, SomeMeta(), filepath.Join(TempDir(t), "none"), false); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no staged file: %v", err)
 	}
 	if st, err := s.Stats(t.Context()); err != nil || st.Blobs != 0 {
@@ -353,7 +353,7 @@ func (*suite) concurrent(t *testing.T, s blobstore.Store) {
 	for i := range 8 {
 		data = append(data, Data(uint64(i), []int{0, 900, 50_000, 66_000, 140_000, 300_000, 700_000, 131_072}[i], i%3 != 0))
 	}
-	dir := t.TempDir()
+	dir := TempDir(t)
 	var wg sync.WaitGroup
 	for g := range 4 {
 		wg.Go(func() {
