@@ -327,6 +327,35 @@ func TestFailedWriteLeavesNothing(t *testing.T) {
 	}
 }
 
+// A torn tail on a full disk: no copy of it can be kept, and the log opens all the same. Any other failure is one.
+func TestTornTailOnFullDisk(t *testing.T) {
+	whole := build(t, 5, 1<<20, false)[segmentName(1)]
+	for _, op := range []string{"mkdir", "create", "write", "fdatasync", "syncdir"} {
+		for _, errno := range []error{syscall.ENOSPC, syscall.EIO} {
+			m := load(map[string][]byte{segmentName(1): whole[:len(whole)-3]})
+			m.fault = func(_ int, got, name string) error {
+				if got == op && strings.HasPrefix(name, "store/quarantine") {
+					return errno
+				}
+				return nil
+			}
+			l, err := Open(t.Context(), Options{Dir: "store/journal", StoreID: testStore, FS: m})
+			if errno == syscall.EIO {
+				if !errors.Is(err, errno) {
+					t.Fatalf("%s: %v", op, err)
+				}
+				continue
+			}
+			if err != nil {
+				t.Fatalf("%s: %v", op, err)
+			}
+			mustAppend(t, l, 5, 6)
+			seqs, _ := replayAll(t, l)
+			wantSeqs(t, seqs, 1, 6)
+		}
+	}
+}
+
 // The kernel reports a failed write-back once. Whoever syncs the same segment next is told too.
 func TestFailedSyncIsRemembered(t *testing.T) {
 	m := newMemFS()

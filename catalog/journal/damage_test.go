@@ -34,7 +34,9 @@ func load(files map[string][]byte) *memFS {
 func build(t testing.TB, n uint64, segmentBytes int64, sync bool) map[string][]byte {
 	t.Helper()
 	m := newMemFS()
-	l := mustOpen(t, Options{Dir: "store/journal", FS: m, SegmentBytes: segmentBytes})
+	l := mustOpen(t, Options{Dir: "store/journal", FS: m, SegmentBytes: segmentBytes, marker: func() marker {
+		return marker{0x80, 1, 2, 3, 4, byte(n), byte(segmentBytes), byte(len(m.names))}
+	}})
 	for i := uint64(1); i <= n; i++ {
 		mustAppend(t, l, i, i)
 		if sync {
@@ -270,6 +272,39 @@ func TestForgedHistory(t *testing.T) {
 	mixed.names[c] = other.names[c]
 	if rep := verify(t, "store/journal", mixed, 30); len(rep.Damage) < 2 {
 		t.Fatalf("a replaced segment was not noticed at both ends: %v", rep.Damage)
+	}
+}
+
+// A torn tail is cut off even where writing goes on in a new segment: a record in it must not come back under a number used again.
+func TestTornBehindDamagedHeader(t *testing.T) {
+	files := build(t, 6, 1<<20, false)
+	l := mustOpen(t, Options{Dir: "store/journal", FS: load(files), ReadOnly: true})
+	var at [7]int64
+	if err := l.Replay(t.Context(), 1, func(e Entry) error { at[e.Seq] = e.Pos.Offset; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	files[segmentName(1)][hdrChain] ^= 1
+	files[segmentName(1)][at[4]] ^= 1
+	m := load(files)
+	l = mustOpen(t, Options{Dir: "store/journal", FS: m})
+	if last, _ := l.Last(); last != 3 || l.Torn() == nil || len(l.Damaged()) != 1 || len(quarantined(m)) != 1 {
+		t.Fatal(last, l.Torn(), l.Damaged())
+	}
+	for n := uint64(4); n <= 6; n++ {
+		if _, _, err := l.Append(int64(n), []byte("another")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Replay(t.Context(), 4, func(e Entry) error {
+		if string(e.Head) != "another" {
+			t.Errorf("record %d is one that was cut off", e.Seq)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if rep := verify(t, "store/journal", m, 6); rep.Entries != 6 || len(rep.Damage) != 1 || rep.Damage[0].Offset != 0 {
+		t.Fatal(rep.Damage)
 	}
 }
 

@@ -106,6 +106,8 @@ type Options struct {
 	ReadOnly bool
 	Log      *slog.Logger // default: discard
 	FS       FS           // default: the operating system's
+
+	marker func() marker // default newMarker; tests want the same bytes each time
 }
 
 // SegmentInfo is one segment file.

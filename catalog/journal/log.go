@@ -24,6 +24,7 @@ type Log struct {
 	segmentBytes int64
 	readOnly     bool
 	log          *slog.Logger
+	newMarker    func() marker
 	crc          *crc32.Table
 	damaged      []*DamageError // set by Open only, like torn
 	torn         *DamageError
@@ -182,7 +183,7 @@ func (l *Log) rotate() error {
 
 // begin makes the segment whose first record is first, continuing c, current. It needs l.mu.
 func (l *Log) begin(first uint64, c chain) error {
-	s, err := l.create(header{store: l.store, first: first, chain: c, marker: newMarker()})
+	s, err := l.create(header{store: l.store, first: first, chain: c, marker: l.newMarker()})
 	if err != nil {
 		return err
 	}

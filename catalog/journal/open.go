@@ -23,13 +23,16 @@ func Open(ctx context.Context, o Options) (*Log, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.marker == nil {
+		o.marker = newMarker
+	}
 	if o.SegmentBytes == 0 {
 		o.SegmentBytes = DefaultSegmentBytes
 	}
 	if o.SegmentBytes < 0 || o.AppliedSeq > maxSeq {
 		return nil, errors.New("open the journal: SegmentBytes or AppliedSeq is out of range")
 	}
-	l := &Log{fs: o.FS, dir: o.Dir, store: o.StoreID, segmentBytes: o.SegmentBytes, readOnly: o.ReadOnly, log: o.Log,
+	l := &Log{fs: o.FS, dir: o.Dir, store: o.StoreID, segmentBytes: o.SegmentBytes, readOnly: o.ReadOnly, log: o.Log, newMarker: o.marker,
 		crc: crc32.MakeTable(crc32.Castagnoli), digest: sha256.New(), chain: genesis(o.StoreID)}
 	if err := l.open(ctx, o.AppliedSeq); err != nil {
 		l.release(l.cur)

@@ -10,13 +10,15 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // goOn makes the log ready for the next record: behind the last one, or in a new segment.
 func (l *Log) goOn(ctx context.Context, bound uint64, m marker, fresh bool) error {
 	fresh = fresh || bound > l.last
 	if len(l.segs) > 0 {
-		if err := l.take(ctx, bound, m, !fresh); err != nil {
+		if err := l.take(ctx, bound, m, l.torn != nil || !fresh); err != nil {
 			return err
 		}
 		l.advance(l.last)
@@ -39,7 +41,11 @@ func (l *Log) take(ctx context.Context, bound uint64, m marker, cut bool) error 
 	if l.torn != nil {
 		l.log.Warn("journal ends in an unfinished write, which is cut off", "segment", seg.Name, "offset", l.off,
 			"bytes", seg.Bytes-l.off, "why", l.torn.Why)
-		if err := l.keepTail(f, seg); err != nil {
+		switch err := l.keepTail(f, seg); {
+		case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+			// Nobody was told that these bytes are safe; a full disk must not keep the store from opening.
+			l.log.Warn("no room to keep a copy of the unfinished write", "segment", seg.Name, "err", err)
+		case err != nil:
 			return fmt.Errorf("keep a copy of the torn tail of %s: %w", seg.Name, err)
 		}
 	}
@@ -126,7 +132,7 @@ func (l *Log) keepTail(f File, seg *SegmentInfo) error {
 		err = dst.Datasync()
 	}
 	if err = errors.Join(err, dst.Close()); err != nil {
-		return err
+		return errors.Join(err, l.fs.Remove(name))
 	}
 	return l.fs.SyncDir(filepath.Dir(name))
 }
