@@ -38,7 +38,12 @@ func newPostgres(t *testing.T, p *place) *postgres {
 	}
 	sockets, err := os.MkdirTemp("", "pg-")
 	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(sockets) })
+	t.Cleanup(func() {
+		if log, err := os.ReadFile(filepath.Join(sockets, "log")); err == nil && t.Failed() {
+			t.Logf("the server's log:\n%s", tail(log))
+		}
+		os.RemoveAll(sockets)
+	})
 	pg := &postgres{t: t, bin: filepath.Dir(found[len(found)-1]), data: filepath.Join(p.dir, "pg"), sockets: sockets}
 	for _, d := range []string{sockets, pg.data} {
 		if d == pg.data {
@@ -111,6 +116,8 @@ func TestPostgreSQLSurvivesKill(t *testing.T) {
 	t.Logf("%d transactions were acknowledged", acked)
 	p.mount.detach()
 	p.mount.start()
+	// The server is known to be gone, but where nobody reaps it, its process number still looks alive to the next one.
+	must(t, os.Remove(filepath.Join(pg.data, "postmaster.pid")))
 	pg.start()
 	out := strings.TrimSpace(pg.run("psql", "-AtX", "-c", "select count(*) filter (where n <= "+strconv.Itoa(acked)+") from acks"))
 	if out != strconv.Itoa(acked) {
