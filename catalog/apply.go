@@ -329,6 +329,9 @@ func (c *Catalog) writeRows(ctx context.Context, batch []*pending) error {
 			}
 			m.advance(&p.rec)
 		}
+		if err := c.app.w.flush(conn); err != nil {
+			return err
+		}
 		return m.save(conn)
 	})
 	if err != nil {

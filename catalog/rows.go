@@ -21,6 +21,18 @@ const (
 // by one goroutine at a time.
 type rowWriter struct {
 	actors map[actorKey]int64
+	times  timesRow
+}
+
+// timesRow is the row of the table times to which the newest record belongs.
+type timesRow struct {
+	known  bool
+	dirty  bool // flush has to write it
+	chunk  int64
+	count  int // of records in it
+	first  Timestamp
+	last   Timestamp
+	deltas []byte
 }
 
 type actorKey struct {
@@ -31,9 +43,12 @@ type actorKey struct {
 func newRowWriter() rowWriter { return rowWriter{actors: make(map[actorKey]int64)} }
 
 // reset forgets what was learned in a transaction that was not committed.
-func (w *rowWriter) reset() { clear(w.actors) }
+func (w *rowWriter) reset() {
+	clear(w.actors)
+	w.times = timesRow{}
+}
 
-// write adds the rows of one record. The records come in order, each once.
+// write adds the rows of one record. The records come in order, each once; flush ends the transaction.
 func (w *rowWriter) write(c *sqldb.Conn, r *Record, pos journal.Pos) error {
 	for i := range r.Inodes {
 		if err := insertInode(c, &r.Inodes[i], r.Seq); err != nil {
@@ -65,7 +80,7 @@ func (w *rowWriter) write(c *sqldb.Conn, r *Record, pos journal.Pos) error {
 			return err
 		}
 	}
-	return writeTime(c, r.Seq, r.Time.UnixNano())
+	return w.addTime(c, r.Seq, r.Time.UnixNano())
 }
 
 func insertInode(c *sqldb.Conn, n *Inode, seq Seq) error {
@@ -319,36 +334,57 @@ func insertBlob(c *sqldb.Conn, b *NewBlob, seq Seq, pos journal.Pos) error {
 		BindInt64(5, int64(seq)).BindInt64(6, segment).BindInt64(7, offset).Exec()
 }
 
-// writeTime adds the time of one record to the row of its chunk: a varint for each record of the chunk in order, the time since
+// addTime adds the time of one record to the row of its chunk: a varint for each record of the chunk in order, the time since
 // the record before it (since first_time for the first). A record that is missing from the journal leaves the difference 0.
-func writeTime(c *sqldb.Conn, seq Seq, t Timestamp) error {
+func (w *rowWriter) addTime(c *sqldb.Conn, seq Seq, t Timestamp) error {
 	chunk, index := int64(seq-1)/timesChunk, int(seq-1)%timesChunk
-	st := c.Prep("SELECT first_time, deltas FROM times WHERE chunk = ?").BindInt64(1, chunk)
-	ok, err := st.Step()
-	if err != nil {
-		return err
-	}
-	first, deltas := t, []byte(nil)
-	if ok {
-		first = st.Int64(0)
-		deltas = st.AppendBytes(make([]byte, 0, st.Len(1)+binary.MaxVarintLen64), 1)
-		if err := st.Done(); err != nil {
+	if !w.times.known || w.times.chunk != chunk {
+		if err := w.flush(c); err != nil {
+			return err
+		}
+		if err := w.loadTimes(c, chunk, t); err != nil {
 			return err
 		}
 	}
-	have, last, err := decodeTimes(first, deltas)
-	if err != nil {
-		return err
-	}
-	if have > index || t < last {
+	row := &w.times
+	if row.count > index || t < row.last {
 		return fmt.Errorf("catalog.db: times of records are out of order at record %d: %w", seq, sqldb.ErrCorrupt)
 	}
-	for ; have < index; have++ {
-		deltas = append(deltas, 0)
+	for ; row.count < index; row.count++ {
+		row.deltas = append(row.deltas, 0)
 	}
-	deltas = binary.AppendUvarint(deltas, uint64(t-last))
+	row.deltas = binary.AppendUvarint(row.deltas, uint64(t-row.last))
+	row.count, row.last, row.dirty = row.count+1, t, true
+	return nil
+}
+
+// loadTimes makes the row of chunk current; a new one begins at t.
+func (w *rowWriter) loadTimes(c *sqldb.Conn, chunk int64, t Timestamp) error {
+	w.times = timesRow{known: true, chunk: chunk, first: t, last: t, deltas: w.times.deltas[:0]}
+	row := &w.times
+	st := c.Prep("SELECT first_time, deltas FROM times WHERE chunk = ?").BindInt64(1, chunk)
+	ok, err := st.Step()
+	if err != nil || !ok {
+		return err
+	}
+	row.first = st.Int64(0)
+	row.deltas = st.AppendBytes(row.deltas, 1)
+	if err := st.Done(); err != nil {
+		return err
+	}
+	row.count, row.last, err = decodeTimes(row.first, row.deltas)
+	return err
+}
+
+// flush writes what write has kept back. It comes last in each transaction.
+func (w *rowWriter) flush(c *sqldb.Conn) error {
+	row := &w.times
+	if !row.dirty {
+		return nil
+	}
+	row.dirty = false
 	return c.Prep("INSERT OR REPLACE INTO times (chunk, first_time, deltas) VALUES (?, ?, ?)").
-		BindInt64(1, chunk).BindInt64(2, first).BindBytes(3, deltas).Exec()
+		BindInt64(1, row.chunk).BindInt64(2, row.first).BindBytes(3, row.deltas).Exec()
 }
 
 // decodeTimes returns the number of records in a chunk and the time of the last.
