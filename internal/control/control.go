@@ -14,7 +14,6 @@ import (
 	"path"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"holdfast/catalog"
 )
@@ -124,17 +123,7 @@ type Entry struct {
 	TargetBase64 []byte `json:"target_base64,omitempty"`
 }
 
-// seal fills in what JSON needs beside strings that are not UTF-8.
-func (e *Entry) seal() {
-	if !utf8.ValidString(e.Name) {
-		e.NameBase64 = []byte(e.Name)
-	}
-	if !utf8.ValidString(e.Target) {
-		e.TargetBase64 = []byte(e.Target)
-	}
-}
-
-// unseal restores the exact strings.
+// unseal restores the exact strings from what JSON carried.
 func (e *Entry) unseal() {
 	if e.NameBase64 != nil {
 		e.Name = string(e.NameBase64)

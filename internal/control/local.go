@@ -7,6 +7,7 @@ import (
 	"io"
 	"path"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -85,10 +86,17 @@ func (l *Local) Stat(ctx context.Context, p string) (Entry, error) {
 }
 
 func entry(name string, row catalog.Inode) Entry {
-	return Entry{
+	e := Entry{
 		Name: name, Ino: uint64(row.Ino), Type: typeName(row.Mode), Mode: row.Mode, Nlink: row.Nlink, UID: row.UID, GID: row.GID,
 		Size: row.Size, Mtime: time.Unix(0, row.Mtime).UTC(), Version: row.Ver, Target: row.Target,
 	}
+	if !utf8.ValidString(e.Name) {
+		e.NameBase64 = []byte(e.Name)
+	}
+	if !utf8.ValidString(e.Target) {
+		e.TargetBase64 = []byte(e.Target)
+	}
+	return e
 }
 
 func typeName(mode uint32) string {

@@ -122,12 +122,9 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		s.answer(w, r, st, err)
 	case "GET " + routeStat:
 		e, err := s.ops.Stat(ctx, q.path)
-		e.seal()
 		s.answer(w, r, e, err)
 	case "GET " + routeList:
-		stream(s, w, r, func(send func(Entry) error) error {
-			return s.ops.List(ctx, q.path, func(e Entry) error { e.seal(); return send(e) })
-		})
+		stream(s, w, r, func(send func(Entry) error) error { return s.ops.List(ctx, q.path, send) })
 	case "GET " + routeLog:
 		stream(s, w, r, func(send func(LogEntry) error) error { return s.ops.Log(ctx, q.path, send) })
 	case "GET " + routeContent:
@@ -257,7 +254,6 @@ func (s *Server) get(w http.ResponseWriter, r *http.Request, q request) {
 func (s *Server) put(w http.ResponseWriter, r *http.Request, q request) {
 	e, err := s.ops.Put(r.Context(), q.who, q.path, q.mode, r.Body)
 	if err == nil {
-		e.seal()
 		s.answer(w, r, e, nil)
 		return
 	}
