@@ -484,6 +484,28 @@ func TestRecordRefusesOtherEncodings(t *testing.T) {
 	}
 }
 
+// Written out by hand: a number too large for its field, and a hash of zeros where an absent one is the empty string.
+func TestRecordByHand(t *testing.T) {
+	start := "01 89 4178 84 40 40 "
+	blob := " 81 83 83 5820" + strings.Repeat("ab", 32) + " 00 "
+	for text, valid := range map[string]bool{
+		start + "1affffffff 00 40 80 80 80 80 80 80":                                            true,
+		start + "1b0000000100000000 00 40 80 80 80 80 80 80":                                    false,
+		start + "00 00 40 80 80 80 80 80" + blob + "40 40 20":                                   true,
+		start + "00 00 40 80 80 80 80 80" + blob + "5820" + strings.Repeat("01", 32) + " 40 20": true,
+		start + "00 00 40 80 80 80 80 80" + blob + "5820" + strings.Repeat("00", 32) + " 40 20": false,
+		start + "00 00 40 80 80 80 80 80" + blob + "4101 40 20":                                 false,
+	} {
+		head, err := hex.DecodeString(strings.ReplaceAll(text, " ", ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := DecodeRecord(journal.Entry{Seq: 1, Head: head}); (err == nil) != valid || err != nil && !errors.Is(err, ErrBadRecord) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
 // A few bytes cannot ask for much memory.
 func TestRecordAllocationIsBounded(t *testing.T) {
 	head := []byte{recordFormat, cborArray | lenRecord, cborBytes | 1, 'x', cborArray | lenActor, cborBytes, cborBytes, 0, 0, cborBytes}
