@@ -27,7 +27,11 @@ func errnoTable() []errnoRow {
 	return []errnoRow{
 		{"blobstore.ErrDamaged", blobstore.ErrDamaged, unix.EIO},
 		{"blobstore.ErrNotFound", blobstore.ErrNotFound, unix.EIO},
+		{"blobstore.ErrClosed", blobstore.ErrClosed, unix.EIO},
+		{"blobstore.ErrInvalid", blobstore.ErrInvalid, unix.EIO}, // a request of ours to the blobstore, not one of a program
+		{"blobstore.ErrReadOnly", blobstore.ErrReadOnly, unix.EROFS},
 		{"catalog.ErrDamaged", catalog.ErrDamaged, unix.EIO},
+		{"catalog.ErrBadRecord", catalog.ErrBadRecord, unix.EIO},
 		{"catalog.ErrClosed", catalog.ErrClosed, unix.EIO},
 		{"catalog.ErrNotExist", catalog.ErrNotExist, unix.ENOENT},
 		{"catalog.ErrExist", catalog.ErrExist, unix.EEXIST},

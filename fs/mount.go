@@ -33,8 +33,6 @@ type MountOptions struct {
 	Debug   bool   // log every request, at debug level
 	Log     *slog.Logger
 	Virtual []Virtual // trees in the root besides the store's own
-
-	hidden string // directory that the mount must not hide
 }
 
 // Server is a mounted store.
@@ -51,8 +49,7 @@ func Mount(ctx context.Context, vol *volume.Volume, dir string, opt MountOptions
 		opt.FSName = vol.Dir()
 	}
 	opt.ReadOnly = opt.ReadOnly || vol.ReadOnly()
-	opt.hidden = vol.Dir()
-	s, err := MountTree(ctx, store{vol}, dir, opt)
+	s, err := mountOver(ctx, store{vol}, dir, vol.Dir(), opt)
 	if err != nil {
 		return nil, err
 	}
@@ -63,6 +60,11 @@ func Mount(ctx context.Context, vol *volume.Volume, dir string, opt MountOptions
 
 // MountTree mounts any tree on dir, as Mount does a volume.
 func MountTree(ctx context.Context, tree Tree, dir string, opt MountOptions) (*Server, error) {
+	return mountOver(ctx, tree, dir, "", opt)
+}
+
+// mountOver is MountTree for a tree that is kept in the directory behind, which the mount must neither hide nor lie in.
+func mountOver(ctx context.Context, tree Tree, dir, behind string, opt MountOptions) (*Server, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -77,7 +79,7 @@ func MountTree(ctx context.Context, tree Tree, dir string, opt MountOptions) (*S
 		return nil, err
 	}
 	k, err := kernel.Mount(f, dir, kernel.Options{
-		Store: opt.hidden, Source: opt.FSName, AllowOther: opt.AllowOther, ReadOnly: opt.ReadOnly,
+		Store: behind, Source: opt.FSName, AllowOther: opt.AllowOther, ReadOnly: opt.ReadOnly,
 		Extra: opt.Options, Debug: opt.Debug, Log: opt.Log,
 	})
 	if err != nil {

@@ -28,7 +28,16 @@ func (f *FileSystem) Lookup(_ <-chan struct{}, in *gofuse.InHeader, name string,
 	} else if name == ".." && ino == catalog.Root {
 		b, name = f.trees[0], "."
 	}
-	row, err := b.Lookup(f.ctx, ino, name)
+	var (
+		row catalog.Inode
+		err error
+	)
+	if name == "." {
+		// A file handle is being resolved; it may be that of a file.
+		row, err = b.Get(f.ctx, ino)
+	} else {
+		row, err = b.Lookup(f.ctx, ino, name)
+	}
 	if err != nil {
 		if errors.Is(err, catalog.ErrNotExist) {
 			kernel.NoEntry(out, b.valid)
@@ -37,7 +46,7 @@ func (f *FileSystem) Lookup(_ <-chan struct{}, in *gofuse.InHeader, name string,
 		return f.status(opLookup, in.NodeId, err)
 	}
 	if row.Nlink == 0 && name == "." {
-		// A file handle of something that was removed, and is not open: the kernel would not ask.
+		// It was removed, and is not open, or the kernel would not have to ask.
 		return estale
 	}
 	b.entry(out, &row)

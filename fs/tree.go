@@ -14,7 +14,7 @@ import (
 // Names is the part of a tree that has to do with names and attributes. Numbers are the tree's own; its root is catalog.Root. Errors are
 // those of the catalog. Methods are called concurrently.
 type Names interface {
-	// Lookup understands "." and "..".
+	// Lookup understands "..".
 	Lookup(ctx context.Context, parent catalog.Ino, name string) (catalog.Inode, error)
 	// Get answers for removed inodes too (Nlink 0), as long as they are open.
 	Get(ctx context.Context, ino catalog.Ino) (catalog.Inode, error)

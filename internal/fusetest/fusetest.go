@@ -45,6 +45,7 @@ type Options struct {
 	Debug      bool   // the child logs requests; they are shown when the test fails
 	Virtual    string // the name under which a Memory is served besides; "": none
 	Env        []string
+	User       uint32 // the child runs as this user; 0: as the test
 }
 
 // config is what the child is told.
@@ -112,7 +113,11 @@ func New(t testing.TB, opt Options) *Mount {
 	if err := os.Mkdir(m.Dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if opt.AllowOther {
+	if opt.User != 0 {
+		check(t, os.Chown(base, int(opt.User), int(opt.User)))
+		check(t, os.Chown(m.Dir, int(opt.User), int(opt.User)))
+	}
+	if opt.AllowOther || opt.User != 0 {
 		for dir := base; len(dir) > len(os.TempDir()); dir = filepath.Dir(dir) {
 			os.Chmod(dir, 0o755)
 		}
@@ -133,6 +138,24 @@ func New(t testing.TB, opt Options) *Mount {
 	return m
 }
 
+func copyFile(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o755)
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// SetReadOnly says how the next Start opens and mounts the store.
+func (m *Mount) SetReadOnly(on bool) { m.cfg.ReadOnly = on }
+
 // Start mounts; New has done it once.
 func (m *Mount) Start() {
 	m.t.Helper()
@@ -144,12 +167,23 @@ func (m *Mount) Start() {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	if m.cfg.User != 0 {
+		// Where the test binary lies, other users need not get.
+		own := filepath.Join(filepath.Dir(m.Dir), "daemon")
+		if err := copyFile(exe, own); err != nil {
+			m.t.Fatal(err)
+		}
+		exe = own
+	}
 	m.errs = new(bytes.Buffer)
 	m.child = exec.Command(exe)
 	m.child.Env = append(append(os.Environ(), configVariable+"="+string(text)), m.cfg.Env...)
 	m.child.Stderr = m.errs
-	// A test that is killed must not leave a daemon behind.
+	// Signals for the test's group are not for the daemon, which would leave a dead mount; it ends with its standard input.
 	m.child.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if u := m.cfg.User; u != 0 {
+		m.child.SysProcAttr.Credential = &syscall.Credential{Uid: u, Gid: u}
+	}
 	if m.in, err = m.child.StdinPipe(); err != nil {
 		m.t.Fatal(err)
 	}

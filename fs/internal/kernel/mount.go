@@ -8,13 +8,18 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
-// maxLinks is how many symbolic links a path may lead through.
-const maxLinks = 40
+const (
+	// maxLinks is how many symbolic links a path may lead through.
+	maxLinks = 40
+	// answerTime is how long a daemon may take to show that it lives.
+	answerTime = 2 * time.Second
+)
 
 var (
 	// ErrMountPoint: the directory cannot be mounted on.
@@ -60,7 +65,7 @@ func Mount(raw gofuse.RawFileSystem, dir string, o Options) (*Server, error) {
 
 // checkMountPoint returns dir as the mount table will name it.
 func checkMountPoint(dir string, o Options) (string, error) {
-	abs, err := filepath.Abs(dir)
+	abs, err := Resolve(dir)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w: %w", dir, ErrMountPoint, err)
 	}
@@ -125,6 +130,9 @@ func mountError(dir string, err error) error {
 		return fmt.Errorf("mounting on %s: the kernel does not know one of the mount options: %w", dir, err)
 	case errors.Is(err, exec.ErrNotFound):
 		return fmt.Errorf("mounting on %s: fusermount3 is missing: install the package fuse3, or mount as root: %w", dir, err)
+	}
+	if text := err.Error(); strings.Contains(text, "fusermount exited") {
+		return fmt.Errorf("mounting on %s: fusermount3 refused, and has said why: the directory must be yours, and /dev/fuse open to you", dir)
 	}
 	return fmt.Errorf("mounting on %s: %w", dir, err)
 }
@@ -219,19 +227,28 @@ func fusermount(dir string, lazy bool) error {
 	return fmt.Errorf("%s: %s: %w", bin, text, err)
 }
 
-// isDead reports whether dir is a mount whose daemon has died, for which the kernel answers ENOTCONN, and whether it is ours.
+// isDead reports whether dir is a mount whose daemon has died, for which the kernel answers ENOTCONN, and whether it is ours. A daemon
+// that does not answer in time is not dead.
 func isDead(dir string) (dead, ours bool, err error) {
-	// Not stat: that is answered from the attributes that the kernel keeps, dead or not.
-	var st unix.Statfs_t
-	if err := retry(func() error { return unix.Statfs(dir, &st) }); err != unix.ENOTCONN {
+	m, ok, err := At(dir)
+	if err != nil || !ok || !strings.HasPrefix(m.Type, "fuse") {
+		return false, false, err
+	}
+	// Not stat: attributes of a dead mount may still be in the kernel's cache.
+	answer := make(chan error, 1)
+	go func() { answer <- retry(func() error { return unix.Statfs(dir, new(unix.Statfs_t)) }) }()
+	patience := time.NewTimer(answerTime)
+	defer patience.Stop()
+	select {
+	case err := <-answer:
+		return err == unix.ENOTCONN, err == unix.ENOTCONN && m.IsOurs(), nil
+	case <-patience.C:
 		return false, false, nil
 	}
-	m, ok, err := At(dir)
-	return ok, ok && m.IsOurs(), err
 }
 
-// CleanStale unmounts what a dead daemon left on dir and reports whether it did. A mount that answers is not touched; one whose
-// daemon hangs is waited for.
+// CleanStale unmounts what a dead daemon left on dir and reports whether it did. A mount that answers, or whose daemon
+// hangs, is not touched.
 func CleanStale(dir string) (bool, error) {
 	abs, err := Resolve(dir)
 	if err != nil {

@@ -1,6 +1,8 @@
 package kernel
 
 import (
+	"math"
+
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -22,15 +24,21 @@ func split(ns catalog.Timestamp) (sec uint64, nsec uint32) {
 // Join is the reverse of split. Times that 64 bits of nanoseconds cannot hold (before 1677, after 2262) become the nearest that
 // they can.
 func Join(sec uint64, nsec uint32) catalog.Timestamp {
-	const last = (1<<63 - 1) / nanos
-	s := int64(sec)
-	switch {
-	case s >= last:
-		return 1<<63 - 1
-	case s < -last:
-		return -1 << 63
+	const (
+		last     = math.MaxInt64 / nanos // the last whole second in range
+		lastNano = math.MaxInt64 % nanos
+	)
+	s, n := int64(sec), int64(min(nsec, nanos-1))
+	if s < 0 && n > 0 {
+		s, n = s+1, n-nanos // both on the same side of zero
 	}
-	return s*nanos + int64(min(nsec, nanos-1))
+	switch {
+	case s > last, s == last && n > lastNano:
+		return math.MaxInt64
+	case s < -last, s == -last && n < -lastNano-1:
+		return math.MinInt64
+	}
+	return s*nanos + n
 }
 
 // Attr fills out with the attributes of n. node is the number by which the kernel knows it.
