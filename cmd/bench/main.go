@@ -47,6 +47,7 @@ func app() *cli.App {
 					&cli.BoolFlag{Name: "only-trips", Usage: "count FUSE requests, measure no rates"},
 					&cli.StringFlag{Name: "json", Usage: "write the result to `FILE`"},
 					&cli.StringFlag{Name: "markdown", Usage: "put the tables between the marks in `FILE`"},
+					&cli.Int64Flag{Name: "image", Usage: "measure on a fresh ext4 of `GIB` in a file below --dir (root only)"},
 					&cli.StringFlag{Name: "profile", Usage: "have Holdfast write a CPU profile of each row into `FOLDER`"},
 				},
 			},

@@ -25,6 +25,7 @@ type runOptions struct {
 	quick    bool
 	rates    bool
 	trips    bool
+	image    int64 // bytes of a fresh ext4 to measure on; 0: measure on what is there
 	scale    scale
 	root     bool                   // the kernel's caches can be dropped
 	sync     func(dir string) error // syncToDisk
@@ -55,6 +56,9 @@ func runCommand(c *cli.Context) error {
 	}
 	if o.rounds < 1 {
 		return errors.New("--rounds must be 1 at least")
+	}
+	if o.image = c.Int64("image") << 30; o.image < 0 {
+		return errors.New("--image must not be negative")
 	}
 	if slices.Contains(o.targets, nameHoldfast) {
 		if o.holdfast, err = holdfastProgram(c); err != nil {
@@ -88,11 +92,20 @@ func runCommand(c *cli.Context) error {
 
 // measure does everything that o asks for, in a scratch folder that it removes.
 func measure(ctx context.Context, o runOptions) (r *Result, err error) {
-	base, err := scratch(o.dir)
+	folder, err := scratch(o.dir)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(base)) }()
+	defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
+	base := folder
+	if o.image > 0 {
+		unmount, e := mountImage(ctx, folder, o.image)
+		if e != nil {
+			return nil, e
+		}
+		defer func() { err = errors.Join(err, unmount()) }()
+		base = filepath.Join(folder, imageMount)
+	}
 	// What the largest workload takes at most: two targets never exist at the same time.
 	if err := checkFree(base, 4*o.scale.large+2<<30); err != nil {
 		return nil, err
@@ -102,7 +115,7 @@ func measure(ctx context.Context, o runOptions) (r *Result, err error) {
 	if r.Machine, err = lookAtMachine(base); err != nil {
 		return nil, err
 	}
-	r.Notes = notes(r, o.root)
+	r.Notes = notes(r.Machine, o.root)
 	if o.rates {
 		r.SHA256 = sha256Rate()
 		for i, w := range workloads() {
@@ -124,10 +137,15 @@ func measure(ctx context.Context, o runOptions) (r *Result, err error) {
 	return r, nil
 }
 
-func notes(r *Result, root bool) []string {
+// notes are what a reader of the figures must know.
+func notes(m Machine, root bool) []string {
 	var n []string
-	if !strings.HasPrefix(r.Machine.Disk, "ext4 ") {
-		n = append(n, "the column ext4 is what lies below the scratch folder: "+r.Machine.Disk)
+	if !strings.HasPrefix(m.Disk, "ext4 ") {
+		n = append(n, "the column ext4 is what lies below the scratch folder: "+m.Disk)
+	}
+	if strings.HasSuffix(m.Disk, withoutJournal) {
+		n = append(n, "an ext4 without a journal skips the inodes of files that were removed in the last minutes, which makes creating slow there and below the loopback; "+
+			"--image measures on a fresh one with a journal")
 	}
 	if root {
 		n = append(n, "large-read-first: ext4 and the floor had all cached pages dropped, the loopback and Holdfast were started anew with the disk's pages still cached")

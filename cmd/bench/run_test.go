@@ -175,3 +175,27 @@ func TestWatchRSS(t *testing.T) {
 		t.Error("a process that does not exist was watched")
 	}
 }
+
+// TestNotes: what distorts the figures is said.
+func TestNotes(t *testing.T) {
+	for disk, want := range map[string]string{"ext4 on /dev/x": "", "ext4 on /dev/x" + withoutJournal: "--image", "tmpfs on tmpfs": "the column ext4"} {
+		text := strings.Join(notes(Machine{Disk: disk}, true), "\n")
+		if !strings.Contains(text, want) || want == "" && (strings.Contains(text, "--image") || strings.Contains(text, "column")) {
+			t.Errorf("on %s: %q", disk, text)
+		}
+	}
+	if text := strings.Join(notes(Machine{}, false), "\n"); !strings.Contains(text, "root") {
+		t.Errorf("without root: %q", text)
+	}
+}
+
+func TestRequestLog(t *testing.T) {
+	var r requestLog
+	log := slog.New(&r)
+	for _, line := range []string{`rx 2: LOOKUP n1  "x" p1`, `tx 2: OK`, `rx 4: LOOKUP n1  "y" p1`, "rx 5:", ""} {
+		log.Debug(line)
+	}
+	if got := r.counts(); len(got) != 1 || got["LOOKUP"] != 2 {
+		t.Errorf("counted %v", got)
+	}
+}

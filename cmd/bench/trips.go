@@ -62,17 +62,17 @@ func tripDefs() []tripDef {
 		return tripLists, err
 	}
 	return []tripDef{
-		{"create", "create, write 1 KiB, close", "LOOKUP CREATE WRITE FLUSH RELEASE", "LOOKUP CREATE WRITE SETATTR FLUSH RELEASE", small("create")},
+		{"create", "create, write 1 KiB, close", "LOOKUP CREATE WRITE FLUSH RELEASE", "LOOKUP CREATE WRITE FLUSH RELEASE", small("create")},
 		{"overwrite", "open with O_TRUNC, write 1 KiB, close", "OPEN WRITE FLUSH RELEASE", "OPEN WRITE SETATTR FLUSH RELEASE", small("overwrite")},
-		{"replace", "create a temporary file, rename it over the old one", "LOOKUP CREATE WRITE FLUSH RELEASE RENAME",
-			"LOOKUP CREATE WRITE SETATTR FLUSH RELEASE RENAME", small("replace")},
+		{"replace", "create a temporary file, rename it over the old one", "LOOKUP CREATE WRITE FLUSH RELEASE LOOKUP RENAME",
+			"LOOKUP CREATE WRITE FLUSH RELEASE LOOKUP RENAME SETATTR SETATTR", small("replace")},
 		{"read", "open, read 1 KiB, close; warm", "OPEN RELEASE", "OPEN FLUSH RELEASE", small("read")},
 		{"stat", "stat, warm", "", "", small("stat")},
-		{"append-reopen", "open, append 200 B, close", "OPEN WRITE FLUSH RELEASE", "OPEN WRITE SETATTR FLUSH RELEASE",
+		{"append-reopen", "open, append 200 B, close", "OPEN WRITE FLUSH RELEASE", "OPEN WRITE FLUSH RELEASE",
 			one(job{Op: "append", Size: logSize, Ops: tripOps})},
 		{"append-open", "append 200 B to an open log", "WRITE", "", one(job{Op: "append-open", Size: logSize, Ops: tripOps})},
-		{"move", "rename into another directory", "RENAME", "RENAME", small("move")},
-		{"unlink", "unlink", "UNLINK", "UNLINK", small("unlink")},
+		{"move", "rename into another directory", "LOOKUP RENAME", "LOOKUP RENAME SETATTR", small("move")},
+		{"unlink", "unlink", "UNLINK", "UNLINK SETATTR", small("unlink")},
 		{"list", "list 2,000 entries with stat, warm", "", "", list},
 	}
 }
