@@ -256,9 +256,11 @@ func (c *Catalog) applyLocked(ctx context.Context) error {
 	}
 	for len(batch) > 0 {
 		n := min(settleStep, len(batch))
+		c.settling.Lock()
 		c.mu.Lock()
 		c.settle(n)
 		c.mu.Unlock()
+		c.settling.Unlock()
 		batch = batch[n:]
 	}
 	return nil

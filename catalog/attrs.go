@@ -122,41 +122,41 @@ func (c *Catalog) writeDeferred(ctx context.Context) error {
 }
 
 // xattrsOf returns the newest attributes of an inode.
-func (c *Catalog) xattrsOf(ctx context.Context, ino Ino) (*xattrSet, error) {
-	for {
+func (c *Catalog) xattrsOf(ctx context.Context, ino Ino) (set *xattrSet, err error) {
+	err = c.steady(func() (bool, error) {
 		c.mu.RLock()
 		n, gen := c.xattrs.get(ino), c.gen
-		var set *xattrSet
 		if n != nil {
 			set = n.val
 		}
 		c.mu.RUnlock()
-		if set != nil {
-			return set, nil
+		if n != nil {
+			return true, nil
 		}
 		if _, err := c.Get(ctx, ino); err != nil {
-			return nil, err
+			return true, err
 		}
 		m, err := loadXattrs(ctx, c.db, ino, Head)
 		if err != nil {
-			return nil, c.readFailed("read attributes", err)
+			return true, c.readFailed("read attributes", err)
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if n := c.xattrs.get(ino); n != nil {
+			set = n.val
+			return true, nil
+		}
+		if gen != c.gen {
+			return false, nil
 		}
 		set = c.noXattrs
 		if len(m) > 0 {
 			set = &xattrSet{m: m}
 		}
-		c.mu.Lock()
-		same := gen == c.gen
-		if n := c.xattrs.get(ino); n != nil {
-			set, same = n.val, true
-		} else if same {
-			c.xattrs.add(ino, set)
-		}
-		c.mu.Unlock()
-		if same {
-			return set, nil
-		}
-	}
+		c.xattrs.add(ino, set)
+		return true, nil
+	})
+	return set, err
 }
 
 // GetXattr returns the value of an extended attribute; ErrNoXattr when there is none. The caller may not change it.

@@ -148,7 +148,7 @@ type Stats struct {
 // Catalog is an open catalog. All methods may be called concurrently. One process at a time may have a store's catalog open
 // for writing; its caller sees to that.
 //
-// Locks, in the order in which they are taken: app.mu, blobGate, order, syncMu, mu. A mutation holds order from its first look at the
+// Locks, in the order in which they are taken: app.mu, blobGate, order, syncMu, settling, mu. A mutation holds order from its first look at the
 // state until the state in memory is changed, so records have the order of their numbers; mu guards the state in memory and
 // is never held over a system call.
 type Catalog struct {
@@ -165,6 +165,8 @@ type Catalog struct {
 	segmentEnd int64          // where the newest record ends in its journal segment, or a little behind
 
 	blobGate sync.RWMutex // see makeDurable
+
+	settling sync.RWMutex // see steady
 
 	mu sync.RWMutex
 	state

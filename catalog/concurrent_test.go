@@ -20,7 +20,7 @@ func TestReadDirWhileChanging(t *testing.T) {
 	for _, cache := range []int{minCacheEntries, defaultCacheEntries} {
 		c := newCatalog(t, func(o *Options) { o.CacheEntries = cache })
 		ctx, who := context.Background(), testActor()
-		const stay = 60
+		const stay = 40
 		for i := range stay {
 			createFile(t, c, Root, fmt.Sprintf("stay%d", i))
 			createFile(t, c, Root, fmt.Sprintf("go%d", i))
@@ -61,7 +61,7 @@ func TestReadDirWhileChanging(t *testing.T) {
 				}
 			}
 		})
-		for walk := range 40 {
+		for walk := range 20 {
 			seen := make(map[string]int)
 			for _, e := range listAll(t, 1+walk%13, func(after uint64, max int) ([]DirEntry, error) { return c.ReadDir(ctx, Root, after, max) }) {
 				seen[e.Name]++
@@ -256,7 +256,7 @@ func TestQueryPlans(t *testing.T) {
 func TestLargeDirectory(t *testing.T) {
 	c := newCatalog(t, func(o *Options) { o.CacheEntries = 100 })
 	ctx := context.Background()
-	const files = 12_000
+	const files = 4_000
 	for i := range files {
 		createFile(t, c, Root, strconv.Itoa(i))
 	}

@@ -117,40 +117,46 @@ func (c *Catalog) digestOf(ctx context.Context, row *Inode) (blobstore.Hash, err
 
 // Extents returns what a file is made of after the record at (Head: now), ordered and not overlapping; bytes that no extent
 // covers are zero. ErrStale when there was no such inode.
-func (c *Catalog) Extents(ctx context.Context, ino Ino, at Seq) ([]Extent, error) {
-	for {
-		c.mu.RLock()
-		if at < c.last {
-			p := c.pastOf(at)
-			c.mu.RUnlock()
-			return c.pastExtents(ctx, ino, p)
-		}
-		var splices []pendingSplice
-		gen := c.gen
-		if n := c.content.get(ino); n != nil {
-			if n.val.live != nil {
-				list := n.val.live.list()
-				c.mu.RUnlock()
-				return list, nil
-			}
-			splices = n.val.splices
-		}
+func (c *Catalog) Extents(ctx context.Context, ino Ino, at Seq) (list []Extent, err error) {
+	err = c.steady(func() (done bool, err error) {
+		list, done, err = c.extentsOnce(ctx, ino, at)
+		return done, err
+	})
+	return list, err
+}
+
+func (c *Catalog) extentsOnce(ctx context.Context, ino Ino, at Seq) (list []Extent, done bool, err error) {
+	c.mu.RLock()
+	if at < c.last {
+		p := c.pastOf(at)
 		c.mu.RUnlock()
-		if _, err := c.Get(ctx, ino); err != nil {
-			return nil, err
-		}
-		rows, err := loadExtents(ctx, c.db, ino)
-		if err != nil {
-			return nil, c.readFailed("read the content of a file", err)
-		}
-		m := newExtentMap(rows)
-		for _, p := range splices {
-			m.splice(p.s)
-		}
-		if list, ok := c.keepExtents(ino, m, len(splices), gen); ok {
-			return list, nil
-		}
+		list, err = c.pastExtents(ctx, ino, p)
+		return list, true, err
 	}
+	var splices []pendingSplice
+	gen := c.gen
+	if n := c.content.get(ino); n != nil {
+		if n.val.live != nil {
+			list = n.val.live.list()
+			c.mu.RUnlock()
+			return list, true, nil
+		}
+		splices = n.val.splices
+	}
+	c.mu.RUnlock()
+	if _, err := c.Get(ctx, ino); err != nil {
+		return nil, true, err
+	}
+	rows, err := loadExtents(ctx, c.db, ino)
+	if err != nil {
+		return nil, true, c.readFailed("read the content of a file", err)
+	}
+	m := newExtentMap(rows)
+	for _, p := range splices {
+		m.splice(p.s)
+	}
+	list, done = c.keepExtents(ino, m, len(splices), gen)
+	return list, done, nil
 }
 
 // keepExtents keeps what Extents read while gen was current, brought up to date, and returns it as a list; false when rows were

@@ -17,41 +17,44 @@ const (
 func unixTime(t Timestamp) time.Time { return time.Unix(0, t).UTC() }
 
 // Get returns the newest row of an inode, also of one that was removed (Nlink 0). ErrStale when the number was never used.
-func (c *Catalog) Get(ctx context.Context, ino Ino) (Inode, error) {
-	for {
+func (c *Catalog) Get(ctx context.Context, ino Ino) (row Inode, err error) {
+	err = c.steady(func() (bool, error) {
 		c.mu.RLock()
 		n, gen := c.inodes.get(ino), c.gen
-		var row Inode
 		if n != nil {
 			row = n.val.row
 		}
 		c.mu.RUnlock()
 		if n != nil {
-			return row, nil
+			return true, nil
 		}
 		if ino == 0 || ino >= maxIno {
-			return Inode{}, ErrStale
+			return true, ErrStale
 		}
-		row, ok, err := loadInode(ctx, c.db, ino, Head)
+		var ok bool
+		row, ok, err = loadInode(ctx, c.db, ino, Head)
 		if err != nil {
-			return Inode{}, c.readFailed("read an inode", err)
+			return true, c.readFailed("read an inode", err)
 		}
 		c.mu.Lock()
+		defer c.mu.Unlock()
 		if n := c.inodes.get(ino); n != nil {
-			row, ok, gen = n.val.row, true, c.gen
-		} else if ok && gen == c.gen {
-			c.inodes.add(ino, inodeVal{row: row})
+			row = n.val.row
+			return true, nil
 		}
-		now := c.gen
-		c.mu.Unlock()
-		if gen != now {
-			continue
+		if gen != c.gen {
+			return false, nil
 		}
 		if !ok {
-			return Inode{}, ErrStale
+			return true, ErrStale
 		}
-		return row, nil
+		c.inodes.add(ino, inodeVal{row: row})
+		return true, nil
+	})
+	if err != nil {
+		return Inode{}, err
 	}
+	return row, nil
 }
 
 // Lookup returns the inode that a name leads to. "." and ".." are understood. ErrNotExist, ErrNotDir, ErrNameTooLong, or
@@ -91,48 +94,53 @@ func (c *Catalog) lookupSlow(ctx context.Context, parent Ino, name string) (Inod
 	if err := checkName(name); err != nil {
 		return Inode{}, err
 	}
+	var row Inode
+	err = c.steady(func() (done bool, err error) {
+		row, done, err = c.lookupOnce(ctx, parent, name)
+		return done, err
+	})
+	return row, err
+}
+
+// lookupOnce is false when the name or the inode changed while they were read one after the other.
+func (c *Catalog) lookupOnce(ctx context.Context, parent Ino, name string) (row Inode, done bool, err error) {
 	key := nameKey{parent, name}
-	for {
-		c.mu.RLock()
-		n, gen := c.names.get(key), c.gen
-		var v nameVal
-		if n != nil {
-			v = n.val
-		}
-		c.mu.RUnlock()
-		if n == nil {
-			if v, err = loadName(ctx, c.db, parent, name, Head); err != nil {
-				return Inode{}, c.readFailed("read a name", err)
-			}
-		}
-		var row Inode
-		if v.ino != 0 {
-			if row, err = c.Get(ctx, v.ino); err != nil {
-				return Inode{}, c.orphan(parent, name, v.ino, err)
-			}
-		}
-		// The name and the inode were read one after the other: they are one state when neither changed in between.
-		c.mu.Lock()
-		now := c.names.get(key)
-		same := gen == c.gen && (now == nil || now.val == v)
-		if same && now == nil {
-			c.names.add(key, v)
-		}
-		if i := c.inodes.get(v.ino); same && v.ino != 0 && i != nil {
-			row = i.val.row
-			if row.Parent == parent {
-				i.val.name = name
-			}
-		}
-		c.mu.Unlock()
-		switch {
-		case !same:
-			continue
-		case v.ino == 0:
-			return Inode{}, ErrNotExist
-		}
-		return row, nil
+	c.mu.RLock()
+	n, gen := c.names.get(key), c.gen
+	var v nameVal
+	if n != nil {
+		v = n.val
 	}
+	c.mu.RUnlock()
+	if n == nil {
+		if v, err = loadName(ctx, c.db, parent, name, Head); err != nil {
+			return Inode{}, true, c.readFailed("read a name", err)
+		}
+	}
+	if v.ino != 0 {
+		if row, err = c.Get(ctx, v.ino); err != nil {
+			return Inode{}, true, c.orphan(parent, name, v.ino, err)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.names.get(key)
+	if gen != c.gen || now != nil && now.val != v {
+		return Inode{}, false, ctx.Err()
+	}
+	if now == nil {
+		c.names.add(key, v)
+	}
+	if v.ino == 0 {
+		return Inode{}, true, ErrNotExist
+	}
+	if i := c.inodes.get(v.ino); i != nil {
+		row = i.val.row
+		if row.Parent == parent {
+			i.val.name = name
+		}
+	}
+	return row, true, nil
 }
 
 // orphan explains that a name leads to an inode that is not there.

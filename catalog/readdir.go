@@ -25,12 +25,12 @@ func (c *Catalog) ReadDir(ctx context.Context, dir Ino, after uint64, max int) (
 	if max <= 0 || after > math.MaxInt64 {
 		return nil, nil
 	}
-	for {
-		list, ok, err := c.readDirOnce(ctx, dir, after, max)
-		if err != nil || ok {
-			return list, err
-		}
-	}
+	var list []DirEntry
+	err = c.steady(func() (done bool, err error) {
+		list, done, err = c.readDirOnce(ctx, dir, after, max)
+		return done, err
+	})
+	return list, err
 }
 
 // readDirOnce is false when the applier moved rows to catalog.db while it read there: rows may then be older than the call.

@@ -311,6 +311,23 @@ func (s *state) settleBlob(b *NewBlob, seq Seq) {
 	}
 }
 
+// steadyTries is how often a read runs against the applier before it holds the applier up.
+const steadyTries = 3
+
+// steady runs try until it says that it is done. try reads memory and catalog.db one after the other, and is not done when the
+// applier let go of rows in between (gen moved). After a few times the applier has to wait, so that no reader starves.
+func (c *Catalog) steady(try func() (done bool, err error)) error {
+	for i := 0; ; i++ {
+		if i == steadyTries {
+			c.settling.RLock()
+			defer c.settling.RUnlock()
+		}
+		if done, err := try(); done || err != nil {
+			return err
+		}
+	}
+}
+
 // pastOf returns the records of the queue from base+1 to at, with base the newest applied one (or at, when that is older).
 func (s *state) pastOf(at Seq) past {
 	at = min(at, s.last)
