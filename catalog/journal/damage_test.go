@@ -16,7 +16,7 @@ import (
 func mkfifo(name string) error { return unix.Mkfifo(name, 0o600) }
 
 func resealHeader(b []byte) {
-	binary.LittleEndian.PutUint32(b[hdrCRC:], crc32.Checksum(b[:hdrCRC], crc32.MakeTable(crc32.Castagnoli)))
+	binary.LittleEndian.PutUint32(b[hdrCRC:], crc32.Checksum(b[:hdrCRC], castagnoli()))
 }
 
 // load returns a memFS that holds a copy of files, all durable.
@@ -232,7 +232,7 @@ func TestMissingSegments(t *testing.T) {
 }
 
 func TestForgedHistory(t *testing.T) {
-	crc := crc32.MakeTable(crc32.Castagnoli)
+	crc := castagnoli()
 	files := build(t, 30, headerSize+900, true)
 	m := load(files)
 	l := mustOpen(t, Options{Dir: "store/journal", FS: m})
@@ -310,7 +310,7 @@ func TestTornBehindDamagedHeader(t *testing.T) {
 
 // A dropped body leaves a record whose chain still holds.
 func TestDroppedBody(t *testing.T) {
-	crc := crc32.MakeTable(crc32.Castagnoli)
+	crc := castagnoli()
 	files := build(t, 6, 1<<20, true)
 	l := mustOpen(t, Options{Dir: "store/journal", FS: load(files)})
 	var at [7]Pos

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
@@ -33,7 +32,7 @@ func Open(ctx context.Context, o Options) (*Log, error) {
 		return nil, errors.New("open the journal: SegmentBytes or AppliedSeq is out of range")
 	}
 	l := &Log{fs: o.FS, dir: o.Dir, store: o.StoreID, segmentBytes: o.SegmentBytes, readOnly: o.ReadOnly, log: o.Log, newMarker: o.marker,
-		crc: crc32.MakeTable(crc32.Castagnoli), digest: sha256.New(), chain: genesis(o.StoreID)}
+		crc: castagnoli(), digest: sha256.New(), chain: genesis(o.StoreID)}
 	if err := l.open(ctx, o.AppliedSeq); err != nil {
 		l.release(l.cur)
 		return nil, fmt.Errorf("open the journal in %s: %w", o.Dir, err)

@@ -2,7 +2,6 @@ package journal
 
 import (
 	"fmt"
-	"hash/crc32"
 	"os"
 	"path/filepath"
 	"slices"
@@ -182,7 +181,7 @@ func (r *reader) open() error {
 		r.report(DamageError{Kind: Rot, First: r.seq, Last: r.seq - 1, Why: fmt.Sprintf(
 			"it begins with record %d, and the segments before it go to record %d", seg.First, r.seq-1)}, seg)
 	}
-	r.w = &walker{src: src, name: seg.Name, first: seg.First, crc: crc32.MakeTable(crc32.Castagnoli), off: headerSize, seq: r.seq}
+	r.w = &walker{src: src, name: seg.Name, first: seg.First, crc: castagnoli(), off: headerSize, seq: r.seq}
 	if r.foreign {
 		d := r.gap(&gap{end: size, first: r.seq, last: r.seq - 1, why: ErrForeign.Error(), open: true})
 		r.w.off = size

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"slices"
 )
@@ -97,7 +96,7 @@ func (l *Log) ReadAt(pos Pos, seq uint64) (Entry, error) {
 		return bad(Missing, "the segment has no such place")
 	}
 	// The frame's number and checksums identify it; its marker matters only to a search for frames.
-	w := &walker{src: &source{r: f, size: size}, name: name, first: pos.Segment, crc: crc32.MakeTable(crc32.Castagnoli), off: pos.Offset, seq: seq}
+	w := &walker{src: &source{r: f, size: size}, name: name, first: pos.Segment, crc: castagnoli(), off: pos.Offset, seq: seq}
 	b, err := w.src.bytes(pos.Offset, int(min(frameSize, size-pos.Offset)))
 	if err != nil {
 		return Entry{}, fmt.Errorf("read journal segment %s: %w", name, err)
