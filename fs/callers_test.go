@@ -60,10 +60,10 @@ func TestCallerAgent(t *testing.T) {
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
 	p := newProcReader("/proc")
-	// Until the child has called exec it has this process's environment.
+	// Until the child is through with exec it has this process's environment, or none.
 	deadline := time.Now().Add(10 * time.Second)
 	var got caller
-	for got = p.describe(uint32(cmd.Process.Pid), 0); got.comm != "sleep" && time.Now().Before(deadline); {
+	for got = p.describe(uint32(cmd.Process.Pid), 0); got.actor.Agent != "planner-7" && time.Now().Before(deadline); {
 		got = p.describe(uint32(cmd.Process.Pid), 0)
 	}
 	if got.actor.Agent != "planner-7" || got.actor.Program != "sleep" {

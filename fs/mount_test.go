@@ -357,15 +357,15 @@ func TestUnprivilegedMount(t *testing.T) {
 		}
 		giveEverybodyFuse(t)
 	}
-	m := fusetest.New(t, fusetest.Options{User: 12345})
+	m := fusetest.New(t, fusetest.Options{User: nobody})
 	line := mountLine(t, m.Dir)
-	for _, want := range []string{" - fuse.holdfast " + m.Store + " ", "nosuid", "nodev", "user_id=12345"} {
+	for _, want := range []string{" - fuse.holdfast " + m.Store + " ", "nosuid", "nodev", "user_id=65534"} {
 		if !strings.Contains(line, want) {
 			t.Errorf("the mount table says %q, without %q", line, want)
 		}
 	}
 	path := filepath.Join(m.Dir, "tasks", "f")
-	fusetest.As(t, 12345, 12345, nil, func() {
+	fusetest.As(t, nobody, nobody, nil, func() {
 		if err := os.WriteFile(path, []byte("by its user"), 0o644); err != nil {
 			t.Error(err)
 		}
@@ -374,10 +374,13 @@ func TestUnprivilegedMount(t *testing.T) {
 		t.Errorf("root is let into another user's mount: %v", err)
 	}
 	m.Remount()
-	fusetest.As(t, 12345, 12345, nil, func() { wantContent(t, path, "by its user") })
+	fusetest.As(t, nobody, nobody, nil, func() { wantContent(t, path, "by its user") })
 }
 
-const ownDevice = "HOLDFAST_TEST_OWN_DEVICE"
+const (
+	ownDevice = "HOLDFAST_TEST_OWN_DEVICE"
+	nobody    = 65534 // fusermount3 wants a user with a name
+)
 
 // inOwnNamespace runs the test that calls it once more, in a mount namespace in which it may put another device in the place of
 // /dev/fuse: on some machines only root may open that.
