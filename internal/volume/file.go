@@ -35,7 +35,7 @@ type file struct {
 	// emptied: an open with Truncate is all that has changed. The shell opens a file so, duplicates the descriptor and closes the first
 	// before the program writes: that close is not the one that makes a version.
 	emptied bool
-	who    catalog.Actor
+	who     catalog.Actor
 }
 
 // acquire returns the file of ino, which stays until the same number of calls of release.

@@ -118,7 +118,8 @@ type SetAttr struct {
 }
 
 // SetAttr changes attributes and returns the inode as it is then. A new owner takes set-uid, set-gid and file capabilities from anything but a directory,
-// unless the call sets the mode as well. Times alone, of a file that is open and has changed, wait for its commit.
+// unless the call sets the mode as well. Times alone wait for the next record of the inode where a file is open and has changed, and where the kernel
+// passes on the times that it keeps.
 func (v *Volume) SetAttr(ctx context.Context, who catalog.Actor, ino catalog.Ino, set SetAttr) (catalog.Inode, error) {
 	ch := catalog.Change{Mode: set.Mode, UID: set.UID, GID: set.GID, Atime: set.Atime, Mtime: set.Mtime, Ctime: set.Ctime}
 	if set.Size != nil {
@@ -134,14 +135,39 @@ func (v *Volume) SetAttr(ctx context.Context, who catalog.Actor, ino catalog.Ino
 	switch {
 	case ch == catalog.Change{}:
 		return v.Get(ctx, ino)
-	case ch.Mode == nil && ch.UID == nil && ch.GID == nil && (set.Handle != nil || v.hasChanged(ino)):
-		if err := v.cat.SetAttrDeferred(ctx, ino, ch); err != nil {
-			return catalog.Inode{}, err
-		}
-		return v.Get(ctx, ino)
+	case ch.Mode == nil && ch.UID == nil && ch.GID == nil && (set.Handle != nil || v.hasChanged(ino) || kernelTimes(ch)):
+		return v.deferTimes(ctx, ino, ch)
 	}
 	row, err := v.cat.SetAttr(ctx, who, ino, ch)
 	return v.live(row), err
+}
+
+// kernelTimes reports whether ch is what the kernel sends, on its own account and some time later, of an inode whose times it keeps: both
+// times that a change makes and nothing else. It follows every rename and unlink; programs that set times name the access time as well.
+func kernelTimes(ch catalog.Change) bool {
+	return ch.Atime == nil && ch.Mtime != nil && ch.Ctime != nil
+}
+
+// deferTimes sets times that go into the inode's next record, or into one of their own within a second.
+func (v *Volume) deferTimes(ctx context.Context, ino catalog.Ino, ch catalog.Change) (catalog.Inode, error) {
+	row, err := v.Get(ctx, ino)
+	if err != nil {
+		return row, err
+	}
+	if row.Nlink > 0 || v.isOpen(ino) { // nobody will ask for the times of an inode that is gone
+		if err := v.cat.SetAttrDeferred(ctx, ino, ch); err != nil {
+			return row, err
+		}
+		return v.Get(ctx, ino)
+	}
+	row.Mtime, row.Ctime = *ch.Mtime, *ch.Ctime
+	return row, nil
+}
+
+func (v *Volume) isOpen(ino catalog.Ino) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.files[ino] != nil
 }
 
 func (v *Volume) hasChanged(ino catalog.Ino) bool {

@@ -298,6 +298,10 @@ func (v *Volume) commitOld(ctx context.Context) {
 				}
 				v.forget(f)
 			}
+			// Times that wait for a record are written, and everything so far is made durable: a power cut takes a second at most.
+			if err := v.cat.Sync(ctx); err != nil && ctx.Err() == nil {
+				v.log.Error("cannot make the store durable; trying again", "error", err)
+			}
 		}
 	}
 }
