@@ -70,18 +70,33 @@ func (c *Catalog) open(ctx context.Context) error {
 	}
 	c.state = newState(c.opt.CacheEntries, m)
 	c.app = newApplier(m)
-	if c.opt.ReadOnly {
-		err = c.replayIntoMemory(ctx)
-	} else {
-		err = c.replay(ctx)
+	// Whoever writes brings catalog.db up to the journal first, whoever only reads brings memory up to it.
+	if !c.opt.ReadOnly {
+		if err := c.replay(ctx); err != nil {
+			return err
+		}
 	}
-	if err != nil {
+	if err := c.loadPast(ctx); err != nil {
 		return err
+	}
+	if c.opt.ReadOnly {
+		if err := c.replayIntoMemory(ctx); err != nil {
+			return err
+		}
 	}
 	// Numbers of records that the journal lost stay used: rows of catalog.db name them.
 	last, _ := c.j.Last()
 	c.last = max(c.last, Seq(last))
 	return nil
+}
+
+// loadPast reads what of the past is kept in memory.
+func (c *Catalog) loadPast(ctx context.Context) (err error) {
+	if c.db.Version() < dbFormat { // read-only, and older than all that
+		return nil
+	}
+	c.snapshots, err = loadSnapshots(ctx, c.db)
+	return c.readFailed("read the snapshots", err)
 }
 
 func (c *Catalog) journalOptions(m meta) journal.Options {
@@ -94,7 +109,7 @@ func (c *Catalog) openDB(ctx context.Context) (meta, error) {
 	path := filepath.Join(c.opt.Dir, dbName)
 	marker := filepath.Join(c.opt.Dir, rebuildName)
 	open := func() (m meta, err error) {
-		o := sqldb.Options{Path: path, ReadOnly: c.opt.ReadOnly, Schema: schema, Version: dbFormat, CacheBytes: 16 << 20}
+		o := sqldb.Options{Path: path, ReadOnly: c.opt.ReadOnly, Schema: schema, Version: dbFormat, Upgrades: []string{schema2}, CacheBytes: 16 << 20}
 		if c.db, err = sqldb.Open(ctx, o); err != nil {
 			return m, err
 		}

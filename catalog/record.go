@@ -20,6 +20,8 @@ var ErrBadRecord = errors.New("not a valid record")
 // written and read here rather than by a library: it is on the path of every close, and what is read must have one encoding only.
 const (
 	recordFormat = 1
+	// moreFormat is the format of records that have one of the fields behind Blobs; no other record may use it.
+	moreFormat = 2
 
 	// MaxActor is the longest Agent and the longest Program of an Actor, in bytes.
 	MaxActor = 4096
@@ -78,8 +80,14 @@ func (e *Encoder) Encode(r *Record) (head []byte, bodies [][]byte, err error) {
 	if len(path) > MaxPath {
 		path = "..." + path[len(path)-MaxPath+len("..."):]
 	}
+	more := r.hasMore()
 	b := append(e.head[:0], recordFormat)
-	b = putHead(b, cborArray, lenRecord)
+	if more {
+		b[0] = moreFormat
+		b = putHead(b, cborArray, lenMore)
+	} else {
+		b = putHead(b, cborArray, lenRecord)
+	}
 	b = putString(b, string(r.Op))
 	b = putActor(b, &r.Actor)
 	b = putString(b, path)
@@ -133,6 +141,9 @@ func (e *Encoder) Encode(r *Record) (head []byte, bodies [][]byte, err error) {
 		}
 		b = putInt(b, int64(len(n.Body)))
 		e.bodies = append(e.bodies, n.Body)
+	}
+	if more {
+		b = putMore(b, r)
 	}
 	e.head = b
 	if len(b) > journal.MaxHead {
@@ -267,12 +278,17 @@ func DecodeRecord(e journal.Entry) (Record, error) {
 }
 
 func decodeRecord(e journal.Entry) (Record, error) {
-	if len(e.Head) == 0 || e.Head[0] != recordFormat {
-		return Record{}, fmt.Errorf("%w: the head is not of format %d", ErrBadRecord, recordFormat)
+	if len(e.Head) == 0 || e.Head[0] != recordFormat && e.Head[0] != moreFormat {
+		return Record{}, fmt.Errorf("%w: the head is not of format %d or %d", ErrBadRecord, recordFormat, moreFormat)
 	}
+	more := e.Head[0] == moreFormat
 	r := Record{Seq: Seq(e.Seq), Time: time.Unix(0, e.Time).UTC()}
 	d := decoder{b: e.Head[1:], body: e.Body, dropped: e.BodyDropped}
-	d.fields(lenRecord)
+	if more {
+		d.fields(lenMore)
+	} else {
+		d.fields(lenRecord)
+	}
 	r.Op = Op(d.string())
 	d.actor(&r.Actor)
 	r.Path = d.string()
@@ -282,6 +298,9 @@ func decodeRecord(e journal.Entry) (Record, error) {
 	r.Splices = list(&d, 1+lenSplice, d.splice)
 	r.Versions = list(&d, 1+lenVersion, d.version)
 	r.Blobs = list(&d, 1+lenBlob, d.blob)
+	if more {
+		d.more(&r)
+	}
 	switch {
 	case d.err != nil:
 		return Record{}, d.err
@@ -289,6 +308,8 @@ func decodeRecord(e journal.Entry) (Record, error) {
 		return Record{}, fmt.Errorf("%w: %d bytes follow its head", ErrBadRecord, len(d.b))
 	case len(d.body) > 0:
 		return Record{}, fmt.Errorf("%w: %d bytes follow its bodies", ErrBadRecord, len(d.body))
+	case more && !r.hasMore():
+		return Record{}, fmt.Errorf("%w: it has nothing of what format %d is for", ErrBadRecord, moreFormat)
 	case len(r.Path) > MaxPath:
 		return Record{}, fmt.Errorf("%w: its path has %d bytes", ErrBadRecord, len(r.Path))
 	}

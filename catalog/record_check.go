@@ -53,7 +53,7 @@ func (r *Record) validate() error {
 			return bad("blob", i, "its size or level is out of range")
 		}
 	}
-	return nil
+	return r.validateMore(bad)
 }
 
 // known says that an inode number is one: numbers fit into 63 bits everywhere.
@@ -129,4 +129,3 @@ func (v *Version) flaw() string {
 	}
 	return ""
 }
-

@@ -75,6 +75,11 @@ func (w *rowWriter) write(c *sqldb.Conn, r *Record, pos journal.Pos) error {
 			return err
 		}
 	}
+	for i := range r.Snapshots {
+		if err := writeSnapshot(c, &r.Snapshots[i]); err != nil {
+			return err
+		}
+	}
 	for i := range r.Blobs {
 		if err := insertBlob(c, &r.Blobs[i], r.Seq, pos); err != nil {
 			return err

@@ -7,12 +7,14 @@ import (
 	"holdfast/internal/sqldb"
 )
 
-// dbFormat is the user_version of catalog.db. A database of another one is set aside and rebuilt from the journal.
-const dbFormat = 1
+// dbFormat is the user_version of catalog.db. An older one is upgraded in place; a newer one is set aside and rebuilt from the journal.
+const dbFormat = 2
 
-// schema is described in docs/format.md, chapter "catalog.db". Rows are never changed but for to_seq, which is set once, when a
+const schema = schema1 + schema2
+
+// schema1 is described in docs/format.md, chapter "catalog.db". Rows are never changed but for to_seq, which is set once, when a
 // newer record ends what the row says.
-const schema = `
+const schema1 = `
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 CREATE TABLE inodes (
 	ino INTEGER NOT NULL, from_seq INTEGER NOT NULL, parent INTEGER NOT NULL, mode INTEGER NOT NULL, uid INTEGER NOT NULL,
@@ -45,6 +47,20 @@ CREATE TABLE times (chunk INTEGER PRIMARY KEY, first_time INTEGER NOT NULL, delt
 CREATE INDEX times_first ON times (first_time);
 `
 
+// schema2 is what format 2 added: snapshots, conflicts, and what retention needs.
+const schema2 = `
+CREATE TABLE snapshots (name BLOB PRIMARY KEY, seq INTEGER NOT NULL, time INTEGER NOT NULL, flags INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE conflicts (
+	seq INTEGER NOT NULL, ino INTEGER NOT NULL, path BLOB NOT NULL, lost INTEGER NOT NULL, won INTEGER NOT NULL, side INTEGER NOT NULL,
+	time INTEGER NOT NULL, lost_by INTEGER NOT NULL, lost_pid INTEGER NOT NULL, won_by INTEGER NOT NULL, won_pid INTEGER NOT NULL,
+	PRIMARY KEY (seq, ino)) WITHOUT ROWID;
+CREATE TABLE gaps (ino INTEGER NOT NULL, after INTEGER NOT NULL, before INTEGER NOT NULL, PRIMARY KEY (ino, after)) WITHOUT ROWID;
+CREATE TABLE kept (policy BLOB NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (policy, seq)) WITHOUT ROWID;
+CREATE TABLE loose (hash BLOB PRIMARY KEY, forgotten INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX inodes_seq ON inodes (from_seq);
+CREATE INDEX extents_blob ON extents (substr(blob, 1, 8));
+`
+
 // meta is what catalog.db says of itself.
 type meta struct {
 	storeID    [16]byte
@@ -65,6 +81,14 @@ type counts struct {
 // add brings the counts forward by one record. Which rows begin or end a life follows from what the record was for.
 func (n *counts) add(r *Record) {
 	n.versions += int64(len(r.Versions))
+	n.files += r.Delta.Files
+	n.dirs += r.Delta.Dirs
+	if r.Pruned != nil {
+		n.versions -= r.Pruned.Versions
+		if r.Pruned.Oldest != 0 {
+			n.oldest = r.Pruned.Oldest
+		}
+	}
 	if len(r.Versions) > 0 && n.oldest == 0 {
 		n.oldest = r.Versions[0].Time
 	}

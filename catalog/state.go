@@ -31,6 +31,8 @@ type state struct {
 	deferred  map[Ino]struct{}
 	unwritten map[Ino]struct{}
 
+	snapshots map[string]Snapshot
+
 	queue        []*pending // records above meta.applied, in order; the slice is never changed in place
 	pendingBytes int64
 
@@ -126,7 +128,7 @@ func newState(limit int, m meta) state {
 		dirs:    make(map[Ino]*btree.Map[uint64, dirChange]),
 		bodies:  make(map[blobstore.Hash]*pendingBody), newBlobs: make(map[blobstore.Hash]pendingBlob),
 		deferred: make(map[Ino]struct{}), unwritten: make(map[Ino]struct{}),
-		noXattrs: new(xattrSet), meta: m, last: m.applied,
+		noXattrs: new(xattrSet), snapshots: make(map[string]Snapshot), meta: m, last: m.applied,
 	}
 	return s
 }
@@ -156,6 +158,7 @@ func (s *state) remember(p *pending) {
 		}
 		n.val.splices = append(n.val.splices, pendingSplice{r.Seq, sp})
 	}
+	s.rememberSnapshots(r)
 	for i := range r.Blobs {
 		b := &r.Blobs[i]
 		s.newBlobs[b.Ref.Hash] = pendingBlob{b.Ref, r.Seq}

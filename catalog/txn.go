@@ -57,7 +57,7 @@ func (c *Catalog) mutateLocked(who Actor, op Op, fn func(t *txn) error) error {
 	if err := fn(t); err != nil {
 		return err
 	}
-	if len(p.rec.Inodes)+len(p.rec.Dentries)+len(p.rec.Xattrs) == 0 {
+	if p.rec.empty() {
 		return nil
 	}
 	return t.commit()

@@ -175,6 +175,10 @@ const (
 	OpSetxattr Op = "setxattr"
 	OpWrite    Op = "write"
 	OpMerge    Op = "merge"
+	OpSnapshot Op = "snapshot"
+	OpRestore  Op = "restore"
+	OpUndo     Op = "undo"
+	OpPrune    Op = "prune"
 )
 
 // Record is one atomic mutation: the rows that hold from its Seq on.
@@ -190,6 +194,24 @@ type Record struct {
 	Splices  []Splice
 	Versions []Version
 	Blobs    []NewBlob
+
+	Snapshots []Snapshot
+	Conflicts []Conflict
+	Pruned    *Pruned // what retention took away
+	// Delta is the change in the number of named files and directories, where Op does not tell it: of the records of Transact.
+	Delta Delta
+}
+
+// Delta counts named files and directories that come, or go.
+type Delta struct {
+	_     struct{} `cbor:",toarray"`
+	Files int64
+	Dirs  int64
+}
+
+// empty says that there is nothing to record.
+func (r *Record) empty() bool {
+	return len(r.Inodes)+len(r.Dentries)+len(r.Xattrs)+len(r.Snapshots)+len(r.Conflicts) == 0 && r.Pruned == nil
 }
 
 // DirEntry is one result of ReadDir.

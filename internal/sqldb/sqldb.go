@@ -52,6 +52,9 @@ type Options struct {
 	// must be at least 1. A database with another version is refused with ErrVersion.
 	Schema  string
 	Version int
+	// Upgrades are scripts that bring an older database forward when it is opened for writing, all in one transaction: the last from Version-1 to
+	// Version, the one before it from Version-2, and so on. Read-only, a database that they could upgrade is opened as it is.
+	Upgrades []string
 	// PageSize of a new database, in bytes; default 4096.
 	PageSize int
 	// CacheBytes is the page cache of the writer, ReadCacheBytes that of each reader; defaults 8 MiB and 2 MiB.
@@ -90,6 +93,7 @@ func (o *Options) setDefaults() {
 type DB struct {
 	opt       Options
 	immutable bool
+	version   int64      // set by Open only
 	writer    chan *Conn // holds the writer while nobody uses it; a nil one is opened when taken
 	readers   chan *Conn
 	done      chan struct{} // closed by Close
@@ -142,6 +146,7 @@ func (db *DB) prepareSchema(ctx context.Context) error {
 		return err
 	}
 	if have == 0 && db.opt.Version > 0 {
+		db.version = int64(db.opt.Version)
 		return db.Write(ctx, func(c *Conn) error {
 			if err := c.Script(db.opt.Schema); err != nil {
 				return err
@@ -149,10 +154,37 @@ func (db *DB) prepareSchema(ctx context.Context) error {
 			return c.Script(fmt.Sprintf("PRAGMA user_version = %d", db.opt.Version))
 		})
 	}
+	if old := db.upgrades(have); len(old) > 0 {
+		db.version = int64(db.opt.Version)
+		return db.Write(ctx, func(c *Conn) error {
+			for _, script := range old {
+				if err := c.Script(script); err != nil {
+					return err
+				}
+			}
+			return c.Script(fmt.Sprintf("PRAGMA user_version = %d", db.opt.Version))
+		})
+	}
 	return db.checkVersion(have)
 }
 
+// upgrades are the scripts that a database of version have needs; none when it needs none or cannot be upgraded.
+func (db *DB) upgrades(have int64) []string {
+	first := int64(db.opt.Version - len(db.opt.Upgrades))
+	if have < max(first, 1) || have >= int64(db.opt.Version) {
+		return nil
+	}
+	return db.opt.Upgrades[have-first:]
+}
+
+// Version is the user_version of the database as it is open: Options.Version, or an older one that could be upgraded when it is open read-only.
+func (db *DB) Version() int { return int(db.version) }
+
 func (db *DB) checkVersion(have int64) error {
+	db.version = have
+	if db.opt.ReadOnly && len(db.upgrades(have)) > 0 {
+		return nil
+	}
 	if have != int64(db.opt.Version) {
 		return fmt.Errorf("%s has format version %d and this program reads version %d: %w", db.opt.Path, have, db.opt.Version, ErrVersion)
 	}
