@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -33,27 +34,33 @@ func (c *Catalog) Commit(ctx context.Context, who Actor, cm Commit) (Inode, erro
 	defer c.order.Unlock()
 	var row Inode
 	err := c.mutateLocked(who, cm.Op, func(t *txn) (err error) {
-		if row, err = t.inode(ctx, cm.Ino); err != nil {
-			return err
-		}
-		switch row.Mode & typeMask {
-		case unix.S_IFREG:
-		case unix.S_IFDIR:
-			return ErrIsDir
-		default:
-			return fmt.Errorf("%w: inode %d is no regular file", ErrInvalid, cm.Ino)
-		}
-		if row, err = t.content(ctx, row, &cm); err != nil {
-			return err
-		}
-		t.p.unsynced = cm.UnsyncedBlobs
-		t.p.rec.Path = c.pathOfInode(ctx, &row)
-		t.set(row)
-		return nil
+		row, err = t.commitContent(ctx, &cm)
+		return err
 	})
 	if err != nil {
 		return Inode{}, err
 	}
+	return row, nil
+}
+
+func (t *txn) commitContent(ctx context.Context, cm *Commit) (Inode, error) {
+	row, err := t.inode(ctx, cm.Ino)
+	if err != nil {
+		return row, err
+	}
+	switch row.Mode & typeMask {
+	case unix.S_IFREG:
+	case unix.S_IFDIR:
+		return row, ErrIsDir
+	default:
+		return row, fmt.Errorf("%w: inode %d is no regular file", ErrInvalid, cm.Ino)
+	}
+	if row, err = t.content(ctx, row, cm); err != nil {
+		return row, err
+	}
+	t.p.unsynced = t.p.unsynced || cm.UnsyncedBlobs
+	t.aboutInode(ctx, &row)
+	t.set(row)
 	return row, nil
 }
 
@@ -74,9 +81,13 @@ func (t *txn) content(ctx context.Context, row Inode, cm *Commit) (Inode, error)
 		row.Base = t.seq
 	}
 	if s.Cut != NoCut || len(s.Holes)+len(s.Extents) > 0 {
-		r.Splices = []Splice{s}
+		r.Splices = append(r.Splices, s)
 	}
-	r.Blobs = cm.Blobs
+	if len(r.Blobs) == 0 {
+		r.Blobs = cm.Blobs
+	} else {
+		r.Blobs = append(slices.Clip(r.Blobs), cm.Blobs...)
+	}
 	row.Size = cm.Size
 	cm.Change.apply(&row)
 	if !cm.NewVersion {
@@ -89,7 +100,7 @@ func (t *txn) content(ctx context.Context, row Inode, cm *Commit) (Inode, error)
 	row.Ver++
 	v := Version{Ino: cm.Ino, Num: row.Ver, Time: t.now, Size: cm.Size, Sum: cm.Sum, Prev: prev, Actor: r.Actor}
 	v.Digest = VersionDigest(v, s)
-	r.Versions = []Version{v}
+	r.Versions = append(r.Versions, v)
 	return row, nil
 }
 
@@ -127,7 +138,7 @@ func (c *Catalog) Extents(ctx context.Context, ino Ino, at Seq) (list []Extent, 
 
 func (c *Catalog) extentsOnce(ctx context.Context, ino Ino, at Seq) (list []Extent, done bool, err error) {
 	c.mu.RLock()
-	if at < c.last {
+	if at != Head { // the newest record, too: by the time its rows are read there may be newer ones
 		p := c.pastOf(at)
 		c.mu.RUnlock()
 		list, err = c.pastExtents(ctx, ino, p)

@@ -171,7 +171,7 @@ func (l *Local) Get(ctx context.Context, p string, at Selector, w io.Writer) (in
 		return 0, err
 	}
 	out := &sink{w: w}
-	err = l.vol.ReadPath(ctx, p, volume.Moment{Number: at.Number, Time: at.Time}, out)
+	err = l.vol.ReadPath(ctx, p, volume.Moment{Number: at.Number, Time: at.Time, Seq: catalog.Seq(at.Seq)}, out)
 	return out.n, err
 }
 

@@ -23,14 +23,18 @@ func TestParseSelector(t *testing.T) {
 		"1h30m":                       {Time: now().Add(-90 * time.Minute)},
 		"7d":                          {Time: now().AddDate(0, 0, -7)},
 		"0s":                          {Time: now()},
+		"1d2h":                        {Time: now().Add(-26 * time.Hour)},
+		"yesterday":                   {Time: now().Add(-36 * time.Hour)},
+		"@10m":                        {Time: now().Add(-10 * time.Minute)},
+		"v1234":                       {Seq: 1234},
 	} {
 		got, err := ParseSelector(text, now())
-		if err != nil || got.Number != want.Number || !got.Time.Equal(want.Time) {
+		if err != nil || got.Number != want.Number || got.Seq != want.Seq || !got.Time.Equal(want.Time) {
 			t.Errorf("%q: %v, %v, want %v", text, got, err, want)
 		}
 	}
 	for _, text := range []string{
-		"", "0", "-1", "+1", "1.5", "yesterday", "10", "-10m", "1d2h", "d", "-1d", "99999d", "2026-01-31", "1969-12-31T23:59:59Z", "9999-01-01T00:00:00Z",
+		"", "0", "-1", "+1", "1.5", "tomorrow", "10", "-10m", "2h1d", "d", "v0", "v", "@@1m", "2026-01-31T12:00:01Z", "-1d", "99999d", "2026-01-31", "1969-12-31T23:59:59Z", "9999-01-01T00:00:00Z",
 		"99999999999999999999", "example.com", strings.Repeat("1", 100), "1000000h",
 	} {
 		if got, err := ParseSelector(text, now()); err == nil && text != "10" {
@@ -79,7 +83,7 @@ func FuzzParseSelector(f *testing.F) {
 			t.Fatalf("%q gave a time out of range: %v", s, at.Time)
 		}
 		again, err := ParseSelector(at.String(), now())
-		if err != nil || again.Number != at.Number || !again.Time.Equal(at.Time) {
+		if err != nil || again.Number != at.Number || again.Seq != at.Seq || !again.Time.Equal(at.Time) {
 			t.Fatalf("%q gave %v, which reads as %v, %v", s, at, again, err)
 		}
 	})
@@ -114,6 +118,7 @@ func FuzzRequest(f *testing.F) {
 		{method: "GET", route: routeStatus},
 		{method: "GET", route: routeContent, path: "/a b", at: Selector{Number: 3}},
 		{method: "GET", route: routeContent, path: "/\xff", at: Selector{Time: now()}},
+		{method: "GET", route: routeContent, path: "/a", at: Selector{Seq: 1 << 40}},
 		{method: "PUT", route: routeContent, path: "/f", mode: 0o4755, who: Caller{Agent: "ü", Program: "p"}},
 		{method: "DELETE", route: routeNode, path: "/f", recursive: true},
 		{method: "POST", route: routeUnmount, lazy: true},

@@ -42,7 +42,7 @@ func parameters(method, route string) []string {
 	case "GET " + routeStat, "GET " + routeList, "GET " + routeLog:
 		return []string{"path"}
 	case "GET " + routeContent:
-		return []string{"path", "number", "time"}
+		return []string{"path", "number", "time", "seq"}
 	case "PUT " + routeContent:
 		return []string{"path", "mode", "agent", "program"}
 	case "DELETE " + routeNode:
@@ -84,8 +84,8 @@ func parseRequest(r *http.Request) (request, error) {
 	if len(known) > 0 && known[0] == "path" && q.path == "" {
 		return request{}, fmt.Errorf("%w: the path is missing", ErrRequest)
 	}
-	if q.at.Number != 0 && !q.at.Time.IsZero() {
-		return request{}, fmt.Errorf("%w: both a number and a time", ErrRequest)
+	if q.at != (Selector{Number: q.at.Number}) && q.at != (Selector{Time: q.at.Time}) && q.at != (Selector{Seq: q.at.Seq}) {
+		return request{}, fmt.Errorf("%w: more than one of number, time and seq", ErrRequest)
 	}
 	return q, nil
 }
@@ -107,6 +107,12 @@ func (q *request) set(name, v string) (err error) {
 			return fmt.Errorf("%w: time is not in RFC 3339, or lies outside 1970 to 2261", ErrRequest)
 		}
 		q.at.Time = t
+	case "seq":
+		n, err := strconv.ParseUint(v, 10, 62)
+		if err != nil || n == 0 {
+			return fmt.Errorf("%w: seq is not the number of a journal record", ErrRequest)
+		}
+		q.at.Seq = n
 	case "mode":
 		m, err := strconv.ParseUint(v, 8, 32)
 		if err != nil || m&^0o7777 != 0 {
@@ -157,6 +163,10 @@ func (q request) target() string {
 		case "time":
 			if !q.at.Time.IsZero() {
 				v.Set(name, q.at.Time.UTC().Format(time.RFC3339Nano))
+			}
+		case "seq":
+			if q.at.Seq != 0 {
+				v.Set(name, strconv.FormatUint(q.at.Seq, 10))
 			}
 		case "mode":
 			v.Set(name, strconv.FormatUint(uint64(q.mode), 8))

@@ -120,17 +120,32 @@ func (v *Volume) versionsWithin(ctx context.Context, s catalog.NameSpan, fn func
 	return nil
 }
 
-// Moment selects a version of a path: by its number in the log, or the one that held at a time. The zero Moment is now.
+// Moment selects a version of a path: by its number in the log, the newest that the log shows up to a time, or the state after a journal record.
+// The zero Moment is now.
 type Moment struct {
 	Number int
 	Time   time.Time
+	Seq    catalog.Seq
 }
 
 // ReadPath writes the content that p has, or had at the moment, to w. Every byte was verified before it was written.
 func (v *Volume) ReadPath(ctx context.Context, p string, at Moment, w io.Writer) error {
-	if at == (Moment{}) {
+	var err error
+	switch {
+	case at == (Moment{}):
 		return v.readNow(ctx, p, w)
+	case at.Seq > 0:
+		err = v.readAtSeq(ctx, p, at.Seq, w)
+	default:
+		err = v.readVersion(ctx, p, at, w)
 	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", p, err)
+	}
+	return nil
+}
+
+func (v *Volume) readVersion(ctx context.Context, p string, at Moment, w io.Writer) error {
 	var found *catalog.Version
 	gone := false
 	err := v.walkVersions(ctx, p, func(number int, ver catalog.Version, removed time.Time) error {
@@ -153,18 +168,34 @@ func (v *Volume) ReadPath(ctx context.Context, p string, at Moment, w io.Writer)
 	}
 	if found == nil || gone {
 		if at.Number > 0 {
-			return fmt.Errorf("%s: %w: it has no version %d", p, catalog.ErrNotExist, at.Number)
+			return fmt.Errorf("%w: it has no version %d", catalog.ErrNotExist, at.Number)
 		}
-		return fmt.Errorf("%s: %w at %s", p, catalog.ErrNotExist, at.Time.Format(time.RFC3339))
+		return fmt.Errorf("%w at %s", catalog.ErrNotExist, at.Time.Format(time.RFC3339))
 	}
 	m, err := v.contentAt(ctx, found.Ino, found.Seq)
-	if err == nil {
-		err = v.copyOut(ctx, m, 0, found.Size, w)
-	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", p, err)
+		return err
 	}
-	return nil
+	return v.copyOut(ctx, m, 0, found.Size, w)
+}
+
+func (v *Volume) readAtSeq(ctx context.Context, p string, seq catalog.Seq, w io.Writer) error {
+	row, err := v.ResolveAt(ctx, p, seq)
+	if err != nil {
+		return fmt.Errorf("%w after record %d", err, seq)
+	}
+	switch row.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+	case unix.S_IFDIR:
+		return catalog.ErrIsDir
+	default:
+		return fmt.Errorf("%w: it was no regular file then", catalog.ErrInvalid)
+	}
+	m, err := v.contentAt(ctx, row.Ino, seq)
+	if err != nil {
+		return err
+	}
+	return v.copyOut(ctx, m, 0, row.Size, w)
 }
 
 func (v *Volume) readNow(ctx context.Context, p string, w io.Writer) error {
