@@ -30,18 +30,24 @@ func (ch *Change) apply(row *Inode) {
 func (c *Catalog) SetAttr(ctx context.Context, who Actor, ino Ino, ch Change) (Inode, error) {
 	var row Inode
 	err := c.mutate(ctx, who, OpSetattr, func(t *txn) (err error) {
-		if row, err = t.inode(ctx, ino); err != nil {
-			return err
-		}
-		row.Ctime = t.now
-		ch.apply(&row)
-		t.p.rec.Path = c.pathOfInode(ctx, &row)
-		t.set(row)
-		return nil
+		row, err = t.setAttr(ctx, ino, ch)
+		return err
 	})
 	if err != nil {
 		return Inode{}, err
 	}
+	return row, nil
+}
+
+func (t *txn) setAttr(ctx context.Context, ino Ino, ch Change) (Inode, error) {
+	row, err := t.inode(ctx, ino)
+	if err != nil {
+		return row, err
+	}
+	row.Ctime = t.now
+	ch.apply(&row)
+	t.aboutInode(ctx, &row)
+	t.set(row)
 	return row, nil
 }
 
@@ -184,6 +190,13 @@ func (c *Catalog) ListXattr(ctx context.Context, ino Ino) ([]string, error) {
 // SetXattr sets an extended attribute. Flags: XattrCreate (ErrExist when it is there), XattrReplace (ErrNoXattr when it is not).
 // ErrTooBig for a value over MaxXattr or attributes over MaxXattrs together, ErrInvalid for a level that is none.
 func (c *Catalog) SetXattr(ctx context.Context, who Actor, ino Ino, name string, value []byte, flags uint) error {
+	if err := checkXattr(name, value, flags); err != nil {
+		return err
+	}
+	return c.mutate(ctx, who, OpSetxattr, func(t *txn) error { return t.setXattr(ctx, ino, name, value, flags) })
+}
+
+func checkXattr(name string, value []byte, flags uint) error {
 	switch {
 	case len(name) > MaxName:
 		return ErrNameTooLong
@@ -196,8 +209,12 @@ func (c *Catalog) SetXattr(ctx context.Context, who Actor, ino Ino, name string,
 	case name == LevelXattr && !validLevel(string(value)):
 		return fmt.Errorf("%w: %s must be %s, %s or %s, not %q", ErrInvalid, name, LevelBasic, LevelAdvanced, LevelCritical, value)
 	}
+	return nil
+}
+
+func (t *txn) setXattr(ctx context.Context, ino Ino, name string, value []byte, flags uint) error {
 	value = append(make([]byte, 0, len(value)), value...)
-	return c.changeXattr(ctx, who, ino, func(set *xattrSet) (Xattr, error) {
+	return t.changeXattr(ctx, ino, func(set *xattrSet) (Xattr, error) {
 		old, ok := set.m[name]
 		switch {
 		case ok && flags == XattrCreate:
@@ -221,7 +238,11 @@ func (c *Catalog) SetXattr(ctx context.Context, who Actor, ino Ino, name string,
 
 // RemoveXattr removes an extended attribute; ErrNoXattr when there is none.
 func (c *Catalog) RemoveXattr(ctx context.Context, who Actor, ino Ino, name string) error {
-	return c.changeXattr(ctx, who, ino, func(set *xattrSet) (Xattr, error) {
+	return c.mutate(ctx, who, OpSetxattr, func(t *txn) error { return t.removeXattr(ctx, ino, name) })
+}
+
+func (t *txn) removeXattr(ctx context.Context, ino Ino, name string) error {
+	return t.changeXattr(ctx, ino, func(set *xattrSet) (Xattr, error) {
 		if _, ok := set.m[name]; !ok {
 			return Xattr{}, ErrNoXattr
 		}
@@ -229,27 +250,24 @@ func (c *Catalog) RemoveXattr(ctx context.Context, who Actor, ino Ino, name stri
 	})
 }
 
-func (c *Catalog) changeXattr(ctx context.Context, who Actor, ino Ino, fn func(*xattrSet) (Xattr, error)) error {
-	return c.mutate(ctx, who, OpSetxattr, func(t *txn) error {
-		row, err := t.inode(ctx, ino)
-		if err != nil {
-			return err
-		}
-		set, err := c.xattrsOf(ctx, ino)
-		if err != nil {
-			return err
-		}
-		x, err := fn(set)
-		if err != nil {
-			return err
-		}
-		row.Ctime = t.now
-		t.p.xattrs = map[Ino]*xattrSet{ino: set}
-		t.p.rec.Path = c.pathOfInode(ctx, &row)
-		t.p.rec.Xattrs = []Xattr{x}
-		t.set(row)
-		return nil
-	})
+func (t *txn) changeXattr(ctx context.Context, ino Ino, fn func(*xattrSet) (Xattr, error)) error {
+	row, err := t.inode(ctx, ino)
+	if err != nil {
+		return err
+	}
+	set, err := t.xattrs(ctx, ino)
+	if err != nil {
+		return err
+	}
+	x, err := fn(set)
+	if err != nil {
+		return err
+	}
+	row.Ctime = t.now
+	t.aboutInode(ctx, &row)
+	t.putXattr(set, x)
+	t.set(row)
+	return nil
 }
 
 func validLevel(s string) bool { return s == LevelBasic || s == LevelAdvanced || s == LevelCritical }

@@ -226,39 +226,50 @@ func (c *Catalog) Create(ctx context.Context, who Actor, parent Ino, name string
 		return Inode{}, err
 	}
 	var row Inode
-	err := c.mutate(ctx, who, createOp(n.Mode), func(t *txn) error {
-		dir, err := t.directory(ctx, parent)
-		if err != nil {
-			return err
-		}
-		have, err := t.entry(ctx, parent, name)
-		if err != nil {
-			return err
-		}
-		if have.ino != 0 {
-			return ErrExist
-		}
-		if row, err = t.newInode(&dir, n); err != nil {
-			return err
-		}
-		cookie, err := t.newCookie()
-		if err != nil {
-			return err
-		}
-		dir = t.touch(dir)
-		if isDir(row.Mode) {
-			dir.Nlink++
-		}
-		t.p.rec.Path = t.c.pathOf(ctx, parent, name)
-		t.set(row)
-		t.set(dir)
-		t.bind(parent, name, &row, cookie)
-		return nil
+	err := c.mutate(ctx, who, createOp(n.Mode), func(t *txn) (err error) {
+		row, err = t.create(ctx, parent, name, n)
+		return err
 	})
 	if err != nil {
 		return Inode{}, err
 	}
 	return row, nil
+}
+
+func (t *txn) create(ctx context.Context, parent Ino, name string, n NewInode) (Inode, error) {
+	dir, err := t.freeName(ctx, parent, name)
+	if err != nil {
+		return Inode{}, err
+	}
+	row, err := t.newInode(&dir, n)
+	if err != nil {
+		return Inode{}, err
+	}
+	cookie, err := t.newCookie()
+	if err != nil {
+		return Inode{}, err
+	}
+	dir = t.touch(dir)
+	if isDir(row.Mode) {
+		dir.Nlink++
+	}
+	t.about(ctx, parent, name)
+	t.set(row)
+	t.set(dir)
+	return row, t.bind(parent, name, &row, cookie)
+}
+
+// freeName returns the row of a directory in which a name can be made; ErrExist when it is taken.
+func (t *txn) freeName(ctx context.Context, parent Ino, name string) (Inode, error) {
+	dir, err := t.directory(ctx, parent)
+	if err != nil {
+		return dir, err
+	}
+	have, err := t.entry(ctx, parent, name)
+	if err == nil && have.ino != 0 {
+		err = ErrExist
+	}
+	return dir, err
 }
 
 // CreateTmpfile makes an inode without a name, in memory only: the first Commit, SetAttr, SetXattr or Link writes it. The
@@ -312,43 +323,43 @@ func (c *Catalog) Link(ctx context.Context, who Actor, ino Ino, parent Ino, name
 		return Inode{}, err
 	}
 	var row Inode
-	err := c.mutate(ctx, who, OpLink, func(t *txn) error {
-		dir, err := t.directory(ctx, parent)
-		if err != nil {
-			return err
-		}
-		if row, err = t.inode(ctx, ino); err != nil {
-			return err
-		}
-		if isDir(row.Mode) {
-			return ErrPerm
-		}
-		if row.Nlink >= MaxLinks {
-			return ErrTooManyLink
-		}
-		have, err := t.entry(ctx, parent, name)
-		if err != nil {
-			return err
-		}
-		if have.ino != 0 {
-			return ErrExist
-		}
-		cookie, err := t.newCookie()
-		if err != nil {
-			return err
-		}
-		row.Nlink++
-		row.Parent, row.Ctime = parent, t.now
-		t.p.rec.Path = t.c.pathOf(ctx, parent, name)
-		t.set(row)
-		t.set(t.touch(dir))
-		t.bind(parent, name, &row, cookie)
-		return nil
+	err := c.mutate(ctx, who, OpLink, func(t *txn) (err error) {
+		row, err = t.link(ctx, ino, parent, name)
+		return err
 	})
 	if err != nil {
 		return Inode{}, err
 	}
 	return row, nil
+}
+
+func (t *txn) link(ctx context.Context, ino, parent Ino, name string) (Inode, error) {
+	dir, err := t.directory(ctx, parent)
+	if err != nil {
+		return Inode{}, err
+	}
+	row, err := t.inode(ctx, ino)
+	switch {
+	case err != nil:
+		return Inode{}, err
+	case isDir(row.Mode):
+		return Inode{}, ErrPerm
+	case row.Nlink >= MaxLinks:
+		return Inode{}, ErrTooManyLink
+	}
+	if dir, err = t.freeName(ctx, parent, name); err != nil {
+		return Inode{}, err
+	}
+	cookie, err := t.newCookie()
+	if err != nil {
+		return Inode{}, err
+	}
+	row.Nlink++
+	row.Parent, row.Ctime = parent, t.now
+	t.about(ctx, parent, name)
+	t.set(row)
+	t.set(t.touch(dir))
+	return row, t.bind(parent, name, &row, cookie)
 }
 
 // Unlink removes a name of anything but a directory and returns the inode as it is afterwards. ErrNotExist, ErrIsDir, ErrNotDir.
@@ -367,43 +378,48 @@ func (c *Catalog) removeName(ctx context.Context, who Actor, parent Ino, name st
 		return Inode{}, err
 	}
 	var row Inode
-	err := c.mutate(ctx, who, op, func(t *txn) error {
-		dir, err := t.directory(ctx, parent)
-		if err != nil {
-			return err
-		}
-		v, err := t.entry(ctx, parent, name)
-		if err != nil {
-			return err
-		}
-		if v.ino == 0 {
-			return ErrNotExist
-		}
-		if row, err = t.inode(ctx, v.ino); err != nil {
-			return c.orphan(parent, name, v.ino, err)
-		}
-		switch {
-		case op == OpUnlink && isDir(row.Mode):
-			return ErrIsDir
-		case op == OpRmdir && !isDir(row.Mode):
-			return ErrNotDir
-		case op == OpRmdir:
-			if err := c.checkEmpty(ctx, row.Ino); err != nil {
-				return err
-			}
-			dir.Nlink--
-		}
-		t.p.rec.Path = t.c.pathOf(ctx, parent, name)
-		row = t.lostName(row)
-		t.set(row)
-		t.set(t.touch(dir))
-		t.unbind(parent, name, v)
-		return nil
+	err := c.mutate(ctx, who, op, func(t *txn) (err error) {
+		row, err = t.removeName(ctx, parent, name, op)
+		return err
 	})
 	if err != nil {
 		return Inode{}, err
 	}
 	return row, nil
+}
+
+func (t *txn) removeName(ctx context.Context, parent Ino, name string, op Op) (Inode, error) {
+	dir, err := t.directory(ctx, parent)
+	if err != nil {
+		return Inode{}, err
+	}
+	v, err := t.entry(ctx, parent, name)
+	if err != nil {
+		return Inode{}, err
+	}
+	if v.ino == 0 {
+		return Inode{}, ErrNotExist
+	}
+	row, err := t.inode(ctx, v.ino)
+	if err != nil {
+		return Inode{}, t.c.orphan(parent, name, v.ino, err)
+	}
+	switch {
+	case op == OpUnlink && isDir(row.Mode):
+		return Inode{}, ErrIsDir
+	case op == OpRmdir && !isDir(row.Mode):
+		return Inode{}, ErrNotDir
+	case op == OpRmdir:
+		if err := t.checkEmpty(ctx, row.Ino); err != nil {
+			return Inode{}, err
+		}
+		dir.Nlink--
+	}
+	t.about(ctx, parent, name)
+	row = t.lostName(row)
+	t.set(row)
+	t.set(t.touch(dir))
+	return row, t.unbind(parent, name, v)
 }
 
 // lostName is the row of an inode after one of its names went; a directory has but one.

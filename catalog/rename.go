@@ -17,10 +17,7 @@ type rename struct {
 	moved, replaced      Inode
 }
 
-// Rename moves a name, over what newName leads to (RenameNoReplace: ErrExist then), or exchanges both (RenameExchange). It returns the
-// replaced inode as it is afterwards, or nil. Two names of one inode: nothing happens. A name keeps its place in the order
-// of ReadDir when it is replaced. ErrNotExist, ErrNotDir, ErrIsDir, ErrNotEmpty, and ErrInvalid for a directory into itself.
-func (c *Catalog) Rename(ctx context.Context, who Actor, oldParent Ino, oldName string, newParent Ino, newName string, flags uint) (*Inode, error) {
+func newRename(oldParent Ino, oldName string, newParent Ino, newName string, flags uint) (*rename, error) {
 	for _, name := range []string{oldName, newName} {
 		if err := checkName(name); err != nil {
 			return nil, err
@@ -29,40 +26,50 @@ func (c *Catalog) Rename(ctx context.Context, who Actor, oldParent Ino, oldName 
 	if flags&^(RenameNoReplace|RenameExchange) != 0 || flags == RenameNoReplace|RenameExchange {
 		return nil, fmt.Errorf("%w: rename flags %#x", ErrInvalid, flags)
 	}
+	return &rename{oldParent: oldParent, newParent: newParent, oldName: oldName, newName: newName}, nil
+}
+
+// Rename moves a name, over what newName leads to (RenameNoReplace: ErrExist then), or exchanges both (RenameExchange). It returns the
+// replaced inode as it is afterwards, or nil. Two names of one inode: nothing happens. A name keeps its place in the order
+// of ReadDir when it is replaced. ErrNotExist, ErrNotDir, ErrIsDir, ErrNotEmpty, and ErrInvalid for a directory into itself.
+func (c *Catalog) Rename(ctx context.Context, who Actor, oldParent Ino, oldName string, newParent Ino, newName string, flags uint) (*Inode, error) {
+	r, err := newRename(oldParent, oldName, newParent, newName, flags)
+	if err != nil {
+		return nil, err
+	}
 	var replaced *Inode
-	err := c.mutate(ctx, who, OpRename, func(t *txn) error {
-		r := &rename{oldParent: oldParent, newParent: newParent, oldName: oldName, newName: newName}
-		if err := r.read(ctx, t); err != nil {
-			return err
-		}
-		switch {
-		case flags == RenameNoReplace && r.target.ino != 0:
-			return ErrExist
-		case flags == RenameExchange && r.target.ino == 0:
-			return ErrNotExist
-		case r.source.ino == r.target.ino:
-			return nil
-		}
-		if err := r.checkLoops(ctx, t, flags == RenameExchange); err != nil {
-			return err
-		}
-		if flags == RenameExchange {
-			return r.exchange(ctx, t)
-		}
-		if r.target.ino != 0 {
-			if err := r.checkReplace(ctx, t); err != nil {
-				return err
-			}
-		}
-		if err := r.move(ctx, t); err != nil {
-			return err
-		}
-		if r.target.ino != 0 {
-			replaced = &r.replaced
-		}
-		return nil
+	err = c.mutate(ctx, who, OpRename, func(t *txn) (err error) {
+		replaced, err = t.rename(ctx, r, flags)
+		return err
 	})
 	return replaced, err
+}
+
+func (t *txn) rename(ctx context.Context, r *rename, flags uint) (replaced *Inode, err error) {
+	if err := r.read(ctx, t); err != nil {
+		return nil, err
+	}
+	switch {
+	case flags == RenameNoReplace && r.target.ino != 0:
+		return nil, ErrExist
+	case flags == RenameExchange && r.target.ino == 0:
+		return nil, ErrNotExist
+	case r.source.ino == r.target.ino:
+		return nil, nil
+	}
+	if err := r.checkLoops(ctx, t, flags == RenameExchange); err != nil {
+		return nil, err
+	}
+	if flags == RenameExchange {
+		return nil, r.exchange(ctx, t)
+	}
+	if r.target.ino != 0 {
+		if err := r.checkReplace(ctx, t); err != nil {
+			return nil, err
+		}
+		replaced = &r.replaced
+	}
+	return replaced, r.move(ctx, t)
 }
 
 func (r *rename) read(ctx context.Context, t *txn) (err error) {
@@ -129,7 +136,7 @@ func (r *rename) checkReplace(ctx context.Context, t *txn) error {
 	case !isDir(r.moved.Mode) && isDir(r.replaced.Mode):
 		return ErrIsDir
 	case isDir(r.replaced.Mode):
-		return t.c.checkEmpty(ctx, r.replaced.Ino)
+		return t.checkEmpty(ctx, r.replaced.Ino)
 	}
 	return nil
 }
@@ -142,7 +149,7 @@ func (r *rename) move(ctx context.Context, t *txn) error {
 			return err
 		}
 	}
-	t.p.rec.Path = t.c.pathOf(ctx, r.newParent, r.newName)
+	t.about(ctx, r.newParent, r.newName)
 	oldLinks, newLinks := 0, 0
 	if isDir(r.moved.Mode) {
 		oldLinks, newLinks = -1, +1
@@ -158,13 +165,14 @@ func (r *rename) move(ctx context.Context, t *txn) error {
 	r.moved.Parent, r.moved.Ctime = r.newParent, t.now
 	t.set(r.moved)
 	r.setDirs(t, oldLinks, newLinks)
-	t.unbind(r.oldParent, r.oldName, r.source)
-	t.bind(r.newParent, r.newName, &r.moved, cookie)
-	return nil
+	if err := t.unbind(r.oldParent, r.oldName, r.source); err != nil {
+		return err
+	}
+	return t.bind(r.newParent, r.newName, &r.moved, cookie)
 }
 
 func (r *rename) exchange(ctx context.Context, t *txn) error {
-	t.p.rec.Path = t.c.pathOf(ctx, r.newParent, r.newName)
+	t.about(ctx, r.newParent, r.newName)
 	oldLinks, newLinks := 0, 0
 	if isDir(r.moved.Mode) {
 		oldLinks, newLinks = oldLinks-1, newLinks+1
@@ -178,9 +186,10 @@ func (r *rename) exchange(ctx context.Context, t *txn) error {
 	t.set(r.moved)
 	t.set(r.replaced)
 	r.setDirs(t, oldLinks, newLinks)
-	t.bind(r.newParent, r.newName, &r.moved, r.target.cookie)
-	t.bind(r.oldParent, r.oldName, &r.replaced, r.source.cookie)
-	return nil
+	if err := t.bind(r.newParent, r.newName, &r.moved, r.target.cookie); err != nil {
+		return err
+	}
+	return t.bind(r.oldParent, r.oldName, &r.replaced, r.source.cookie)
 }
 
 // setDirs writes the rows of the directories, which may be one and the same.

@@ -21,6 +21,8 @@ type txn struct {
 	now Timestamp // of everything that it does
 	new Ino       // the next free number, and cookie, of this record
 	ck  uint64
+	// many is set when the record is made of more than one change, each of which sees those before it.
+	many *changes
 }
 
 // mutate runs fn as one mutation: when fn returns nil the rows it gathered are one record, in the journal and in effect, or
@@ -69,6 +71,9 @@ func (t *txn) commit() error {
 	p.rec.Seq = t.seq
 	p.rec.Time = unixTime(t.now)
 	head, bodies, err := c.enc.Encode(&p.rec)
+	if errors.Is(err, journal.ErrTooLarge) {
+		return fmt.Errorf("%w: %w; make the change in parts, directory by directory", ErrTooBig, err)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
@@ -112,6 +117,12 @@ func (t *txn) inode(ctx context.Context, ino Ino) (Inode, error) {
 }
 
 func (t *txn) staged(ino Ino) *Inode {
+	if t.many != nil {
+		if i, ok := t.many.rows[ino]; ok {
+			return &t.p.rec.Inodes[i]
+		}
+		return nil
+	}
 	for i := range t.p.rec.Inodes {
 		if row := &t.p.rec.Inodes[i]; row.Ino == ino {
 			return row
@@ -134,8 +145,11 @@ func (t *txn) directory(ctx context.Context, ino Ino) (Inode, error) {
 	return row, nil
 }
 
-// entry returns where a name leads; ino 0: nowhere. Entries that this mutation changed are not seen.
+// entry returns where a name leads; ino 0: nowhere.
 func (t *txn) entry(ctx context.Context, parent Ino, name string) (nameVal, error) {
+	if t.many != nil {
+		return t.many.entry(ctx, t, nameKey{parent, name})
+	}
 	return t.c.currentName(ctx, parent, name)
 }
 
@@ -144,6 +158,9 @@ func (t *txn) set(row Inode) {
 	if have := t.staged(row.Ino); have != nil {
 		*have = row
 		return
+	}
+	if t.many != nil {
+		t.many.rows[row.Ino] = len(t.p.rec.Inodes)
 	}
 	t.p.rec.Inodes = append(t.p.rec.Inodes, row)
 }
@@ -154,12 +171,76 @@ func (t *txn) touch(dir Inode) Inode {
 	return dir
 }
 
-func (t *txn) bind(parent Ino, name string, row *Inode, cookie uint64) {
+// bind makes a name lead to an inode.
+func (t *txn) bind(parent Ino, name string, row *Inode, cookie uint64) error {
+	if t.many != nil {
+		return t.many.bind(t, nameKey{parent, name}, nameVal{row.Ino, row.Mode & typeMask, cookie})
+	}
 	t.p.rec.Dentries = append(t.p.rec.Dentries, Dentry{Parent: parent, Name: name, Ino: row.Ino, Type: row.Mode & typeMask, Cookie: cookie})
+	return nil
 }
 
-func (t *txn) unbind(parent Ino, name string, v nameVal) {
+// unbind makes a name lead nowhere.
+func (t *txn) unbind(parent Ino, name string, v nameVal) error {
+	if t.many != nil {
+		return t.many.bind(t, nameKey{parent, name}, nameVal{})
+	}
 	t.p.rec.Dentries = append(t.p.rec.Dentries, Dentry{Parent: parent, Name: name, Type: v.typ, Cookie: v.cookie})
+	return nil
+}
+
+// about says which name the record is about.
+func (t *txn) about(ctx context.Context, parent Ino, name string) {
+	if t.many == nil {
+		t.p.rec.Path = t.c.pathOf(ctx, parent, name)
+	}
+}
+
+// aboutInode says which inode the record is about.
+func (t *txn) aboutInode(ctx context.Context, row *Inode) {
+	if t.many == nil {
+		t.p.rec.Path = t.c.pathOfInode(ctx, row)
+	}
+}
+
+// checkEmpty is ErrNotEmpty when a directory has entries.
+func (t *txn) checkEmpty(ctx context.Context, dir Ino) error {
+	if t.many == nil {
+		return t.c.checkEmpty(ctx, dir)
+	}
+	list, err := t.many.readDir(ctx, t, dir, 0, 1)
+	if err == nil && len(list) > 0 {
+		err = ErrNotEmpty
+	}
+	return err
+}
+
+// xattrs returns the attributes of an inode as this mutation leaves them so far.
+func (t *txn) xattrs(ctx context.Context, ino Ino) (*xattrSet, error) {
+	if t.many != nil {
+		if set := t.many.xattrs[ino]; set != nil {
+			return set, nil
+		}
+		if ino >= t.many.firstNew {
+			return t.c.noXattrs, nil
+		}
+	}
+	return t.c.xattrsOf(ctx, ino)
+}
+
+// putXattr adds a change of the attributes set.
+func (t *txn) putXattr(set *xattrSet, x Xattr) {
+	if t.p.xattrs == nil {
+		t.p.xattrs = make(map[Ino]*xattrSet)
+	}
+	if t.p.xattrs[x.Ino] == nil {
+		t.p.xattrs[x.Ino] = set
+	}
+	if t.many != nil {
+		t.many.putXattr(t, set, x)
+		return
+	}
+	t.p.rec.Xattrs = []Xattr{x}
 }
 
 func (t *txn) newIno() (Ino, error) {
