@@ -54,7 +54,8 @@ func (f *FileSystem) ReadDirPlus(_ <-chan struct{}, in *gofuse.ReadIn, out *gofu
 	return f.list(opReadDirPlus, in, entryBytes+direntBytes, func(b *branch, e gofuse.DirEntry, row *catalog.Inode) bool {
 		entry := out.AddDirLookupEntry(e)
 		if entry != nil && row != nil {
-			b.entry(entry, row)
+			dir := catalog.Ino(in.NodeId - b.base)
+			b.entry(entry, dir, e.Name, row)
 		}
 		return entry != nil
 	})
@@ -77,8 +78,8 @@ func (f *FileSystem) list(op opcode, in *gofuse.ReadIn, least int, add func(b *b
 			return gofuse.ENOTDIR
 		}
 		above := b.node(row.Parent)
-		if dir == catalog.Root {
-			above = gofuse.FUSE_ROOT_ID
+		if b.top(dir) {
+			above = uint64(dir)
 		}
 		if after < offDot && !add(b, gofuse.DirEntry{Name: ".", Ino: in.NodeId, Mode: unix.S_IFDIR, Off: offDot}, nil) {
 			return gofuse.OK

@@ -83,7 +83,7 @@ func (f *FileSystem) Create(_ <-chan struct{}, in *gofuse.CreateIn, name string,
 		return f.status(opCreate, in.NodeId, err)
 	}
 	f.opened(b, h, who, flags, &out.OpenOut)
-	b.entry(&out.EntryOut, &row)
+	b.entry(&out.EntryOut, parent, name, &row)
 	return gofuse.OK
 }
 
@@ -102,7 +102,7 @@ func (f *FileSystem) Tmpfile(_ <-chan struct{}, in *gofuse.CreateIn, out *gofuse
 		return f.status(opTmpfile, in.NodeId, err)
 	}
 	f.opened(b, h, who, flags, &out.OpenOut)
-	b.entry(&out.EntryOut, &row)
+	b.entry(&out.EntryOut, parent, "", &row)
 	return gofuse.OK
 }
 

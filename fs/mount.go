@@ -32,7 +32,7 @@ type MountOptions struct {
 	FSName  string // what the mount table shows as the source (default: the store's directory)
 	Debug   bool   // log every request, at debug level
 	Log     *slog.Logger
-	Virtual []Virtual // trees in the root besides the store's own
+	Virtual []Virtual // trees besides the store's own; Mount adds `.snapshots`
 }
 
 // Server is a mounted store.
@@ -42,7 +42,7 @@ type Server struct {
 	vol    *volume.Volume // nil: another tree
 }
 
-// Mount mounts vol on dir: by mount(2) for root, by fusermount3 for others. On return requests are served; ctx bounds nothing after
+// Mount mounts vol on dir, with its past in `.snapshots`: by mount(2) for root, by fusermount3 for others. On return requests are served; ctx bounds nothing after
 // that. The caller unmounts and waits before it closes vol.
 func Mount(ctx context.Context, vol *volume.Volume, dir string, opt MountOptions) (*Server, error) {
 	if opt.FSName == "" {

@@ -49,7 +49,7 @@ func (f *FileSystem) Lookup(_ <-chan struct{}, in *gofuse.InHeader, name string,
 		// It was removed, and is not open, or the kernel would not have to ask.
 		return estale
 	}
-	b.entry(out, &row)
+	b.entry(out, ino, name, &row)
 	return gofuse.OK
 }
 
@@ -82,7 +82,7 @@ func (f *FileSystem) Statx(_ <-chan struct{}, in *gofuse.StatxIn, out *gofuse.St
 	if err != nil {
 		return f.status(opStatx, in.NodeId, err)
 	}
-	kernel.Statx(out, &row, b.node(row.Ino), b.valid)
+	kernel.Statx(out, &row, b.node(row.Ino), b.attrValid(row.Ino))
 	return gofuse.OK
 }
 
@@ -175,7 +175,7 @@ func (f *FileSystem) make(op opcode, in *gofuse.InHeader, name string, n catalog
 	if err != nil {
 		return f.status(op, in.NodeId, err)
 	}
-	b.entry(out, &row)
+	b.entry(out, parent, name, &row)
 	return gofuse.OK
 }
 
@@ -231,7 +231,7 @@ func (f *FileSystem) Link(_ <-chan struct{}, in *gofuse.LinkIn, name string, out
 	if err != nil {
 		return f.status(opLink, in.NodeId, err)
 	}
-	b.entry(out, &row)
+	b.entry(out, parent, name, &row)
 	return gofuse.OK
 }
 

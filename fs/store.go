@@ -51,10 +51,17 @@ func (s store) SetAttr(ctx context.Context, who catalog.Actor, ino catalog.Ino, 
 }
 
 func (s store) CopyRange(ctx context.Context, src Handle, srcOff int64, dst Handle, dstOff, n int64) (int64, error) {
-	from, ok1 := src.(*volume.Handle)
-	to, ok2 := dst.(*volume.Handle)
-	if !ok1 || !ok2 {
+	to, ok := dst.(*volume.Handle)
+	if !ok {
 		return 0, unix.EXDEV // the kernel then copies by reading and writing
 	}
-	return volume.CopyRange(ctx, from, srcOff, to, dstOff, n)
+	switch from := src.(type) {
+	case *volume.Handle:
+		return volume.CopyRange(ctx, from, srcOff, to, dstOff, n)
+	case pastFile:
+		if past := from.Past(); past != nil {
+			return volume.CopyPast(ctx, past, srcOff, to, dstOff, n)
+		}
+	}
+	return 0, unix.EXDEV
 }

@@ -83,14 +83,27 @@ type SetAttr struct {
 type Virtual struct {
 	Name string
 	Tree Tree
-	// Valid is how long the kernel may rely on its names and attributes, in seconds. 0: not at all.
+	// Valid is how long the kernel may rely on its names and attributes, in seconds. 0: not at all. A tree that implements Leases says so itself.
 	Valid uint64
+	// Everywhere: Name leads to the tree in every directory of the store, not only in the root. The number n of the tree, below 1<<40, is then what
+	// Name leads to in the store's directory n.
+	Everywhere bool
+}
+
+// Leases is what a virtual tree may offer besides: terms of its own for what the kernel may rely on, in seconds.
+type Leases interface {
+	// EntryValid is for the name in parent, which leads to child or (0) to nothing.
+	EntryValid(parent catalog.Ino, name string, child catalog.Ino) uint64
+	AttrValid(ino catalog.Ino) uint64
+	// Generation differs for two uses of one number.
+	Generation(ino catalog.Ino) uint64
 }
 
 const (
 	virtualBit = 1 << 62
 	treeShift  = 56
 	maxVirtual = 1 << (62 - treeShift) // node ids leave room for so many trees
+	dirNumbers = 1 << 40               // below them lie the numbers that a tree which is everywhere shares with the store
 	localMask  = 1<<treeShift - 1
 )
 
@@ -100,17 +113,47 @@ type branch struct {
 	name  string // in the root of the mount; "" for the store
 	base  uint64
 	valid uint64
+	every bool   // see Virtual.Everywhere
+	lease Leases // nil: valid says it
 }
 
 func (b *branch) node(ino catalog.Ino) uint64 { return b.base + uint64(ino) }
 
 func (b *branch) attr(out *gofuse.AttrOut, n *catalog.Inode) {
-	out.AttrValid, out.AttrValidNsec = b.valid, 0
+	out.AttrValid, out.AttrValidNsec = b.attrValid(n.Ino), 0
 	kernel.Attr(&out.Attr, n, b.node(n.Ino))
 }
 
-func (b *branch) entry(out *gofuse.EntryOut, n *catalog.Inode) {
+func (b *branch) attrValid(ino catalog.Ino) uint64 {
+	if b.lease != nil {
+		return b.lease.AttrValid(ino)
+	}
+	return b.valid
+}
+
+// entry fills out for n, which name leads to in parent.
+func (b *branch) entry(out *gofuse.EntryOut, parent catalog.Ino, name string, n *catalog.Inode) {
 	kernel.Entry(out, n, b.node(n.Ino), b.valid)
+	if b.lease != nil {
+		out.EntryValid = b.lease.EntryValid(parent, name, n.Ino)
+		out.AttrValid = b.lease.AttrValid(n.Ino)
+		out.Generation = b.lease.Generation(n.Ino)
+	}
+}
+
+// noEntry fills out for a name that leads nowhere.
+func (b *branch) noEntry(out *gofuse.EntryOut, parent catalog.Ino, name string) {
+	valid := b.valid
+	if b.lease != nil {
+		valid = b.lease.EntryValid(parent, name, 0)
+	}
+	kernel.NoEntry(out, valid)
+}
+
+// top reports whether a number is that of the tree itself, in whichever directory of the store: what is above it belongs to the store, and
+// has the same number there.
+func (b *branch) top(ino catalog.Ino) bool {
+	return ino == catalog.Root || b.every && ino < dirNumbers
 }
 
 // plant gives each tree its range of node ids.
@@ -123,7 +166,10 @@ func plant(store Tree, virtual []Virtual) ([]*branch, error) {
 		if v.Name == "" || v.Name == "." || v.Name == ".." || len(v.Name) > catalog.MaxName {
 			return nil, fmt.Errorf("a virtual tree cannot be called %q", v.Name)
 		}
-		all = append(all, &branch{Tree: v.Tree, name: v.Name, base: virtualBit + uint64(i)<<treeShift, valid: v.Valid})
+		lease, _ := v.Tree.(Leases)
+		all = append(all, &branch{
+			Tree: v.Tree, name: v.Name, base: virtualBit + uint64(i)<<treeShift, valid: v.Valid, every: v.Everywhere, lease: lease,
+		})
 	}
 	return all, nil
 }
@@ -140,13 +186,13 @@ func (f *FileSystem) at(node uint64) (*branch, catalog.Ino) {
 	return f.trees[i+1], catalog.Ino(node & localMask)
 }
 
-// virtual returns the virtual tree that name leads to in the directory node, or nil.
+// virtual returns the virtual tree that name leads to in the directory node, or nil. Its number there is that of the directory.
 func (f *FileSystem) virtual(node uint64, name string) *branch {
-	if node != gofuse.FUSE_ROOT_ID {
+	if node&virtualBit != 0 {
 		return nil
 	}
 	for _, b := range f.trees[1:] {
-		if b.name == name {
+		if b.name == name && (node == gofuse.FUSE_ROOT_ID || b.every && node < dirNumbers) {
 			return b
 		}
 	}

@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"holdfast/catalog"
 )
@@ -186,27 +184,17 @@ const (
 	conflictsName = "conflicts"
 )
 
-// CheckName is ErrMalformed when a snapshot cannot be called name: valid UTF-8 of at most catalog.MaxName bytes, without "/", "@" and control
-// characters, that does not begin with "." or "-" and is none of the names that `.snapshots` uses itself. It says nothing about whether there is
-// such a snapshot.
+// CheckName is ErrMalformed when no snapshot can be called name: see catalog.CheckSnapshotName; "@" and a "-" in front are for moments and flags. It
+// says nothing about whether there is such a snapshot.
 func CheckName(name string) error {
 	switch {
-	case name == "":
-		return momentError(ErrMalformed, name, "the name of a snapshot cannot be empty")
-	case len(name) > catalog.MaxName:
-		return momentError(ErrMalformed, name, "the name of a snapshot has at most %d bytes", catalog.MaxName)
-	case !utf8.ValidString(name):
-		return momentError(ErrMalformed, name, "the name of a snapshot must be valid UTF-8")
-	case strings.ContainsAny(name, "/@"):
-		return momentError(ErrMalformed, name, "the name of a snapshot cannot contain / or @")
-	case strings.ContainsFunc(name, unicode.IsControl):
-		return momentError(ErrMalformed, name, "the name of a snapshot cannot contain control characters")
-	case name[0] == '.' || name[0] == '-':
-		return momentError(ErrMalformed, name, "the name of a snapshot cannot begin with %q", name[:1])
+	case strings.Contains(name, "@"):
+		return momentError(ErrMalformed, name, "the name of a snapshot cannot contain @; %s", momentForms)
+	case strings.HasPrefix(name, "-"):
+		return momentError(ErrMalformed, name, "the name of a snapshot cannot begin with -")
 	}
-	switch name {
-	case readmeName, versionsName, deletedName, conflictsName:
-		return momentError(ErrMalformed, name, ".snapshots uses that name itself; choose another one")
+	if err := catalog.CheckSnapshotName(name); err != nil {
+		return momentError(ErrMalformed, name, "%v", err)
 	}
 	return nil
 }
@@ -236,29 +224,19 @@ type Journal interface {
 	TimeOf(ctx context.Context, seq catalog.Seq) (time.Time, error)
 }
 
-// Named is a snapshot: a moment with a name.
-type Named struct {
-	Name string
-	Seq  catalog.Seq
-	Time time.Time // when it was made
-}
-
-// Registry knows the snapshots of a store.
+// Registry knows the snapshots of a store. *volume.Volume is one.
 type Registry interface {
 	// Snapshot returns the snapshot of that name; catalog.ErrNotExist.
-	Snapshot(ctx context.Context, name string) (Named, error)
-	// Snapshots returns all of them.
-	Snapshots(ctx context.Context) ([]Named, error)
+	Snapshot(ctx context.Context, name string) (catalog.Snapshot, error)
+	// Snapshots returns all of them, oldest moment first.
+	Snapshots(ctx context.Context) ([]catalog.Snapshot, error)
 }
 
-// Resolve returns the record that the moment is the state after. reg may be nil: there are no snapshots then. ErrNoSnapshot, ErrFuture, ErrBefore. It
+// Resolve returns the record that the moment is the state after. ErrNoSnapshot, ErrFuture, ErrBefore. It
 // does not say whether retention has kept the moment.
 func (m Moment) Resolve(ctx context.Context, j Journal, reg Registry) (catalog.Seq, error) {
 	switch {
 	case m.Name != "":
-		if reg == nil {
-			return 0, momentError(ErrNoSnapshot, m.Name, "there is no snapshot of that name")
-		}
 		s, err := reg.Snapshot(ctx, m.Name)
 		if errors.Is(err, catalog.ErrNotExist) {
 			return 0, momentError(ErrNoSnapshot, m.Name, "there is no snapshot of that name; `holdfast snapshot list` shows those that there are")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"path"
 	"slices"
 	"time"
 
@@ -31,7 +32,7 @@ type LogEntry struct {
 	Removed bool        `json:"removed,omitempty"`
 }
 
-// Log calls fn with each version that p had, oldest first, whichever inode held the name at the time, until fn returns an error. p need not exist now, its directory must. ErrNotExist when there never was such a name.
+// Log calls fn with each version that p had, oldest first, whichever inode held the name at the time, until fn returns an error. Neither p nor its directory need exist now. ErrNotExist when there never was such a path.
 // A damaged version has an empty SHA256.
 func (v *Volume) Log(ctx context.Context, p string, fn func(LogEntry) error) error {
 	sum := summer{v: v}
@@ -56,16 +57,12 @@ func (v *Volume) Log(ctx context.Context, p string, fn func(LogEntry) error) err
 
 // walkVersions calls fn with each version of p and its number, oldest first, and with number 0 and a time where the name was taken away.
 func (v *Volume) walkVersions(ctx context.Context, p string, fn func(int, catalog.Version, time.Time) error) error {
-	parent, name, err := v.resolveParent(ctx, p)
+	if path.Clean("/"+p) == "/" {
+		return fmt.Errorf("%s: %w: it names the root, which has no versions", p, catalog.ErrInvalid)
+	}
+	spans, err := v.PathHistory(ctx, p)
 	if err != nil {
 		return err
-	}
-	spans, err := v.cat.NameHistory(ctx, parent.Ino, name)
-	if err != nil {
-		return err
-	}
-	if len(spans) == 0 {
-		return fmt.Errorf("%s: %w, now or earlier", p, catalog.ErrNotExist)
 	}
 	number := 0
 	for i, s := range spans {
