@@ -42,13 +42,14 @@ type Server struct {
 	vol    *volume.Volume // nil: another tree
 }
 
-// Mount mounts vol on dir, with its past in `.snapshots`: by mount(2) for root, by fusermount3 for others. On return requests are served; ctx bounds nothing after
-// that. The caller unmounts and waits before it closes vol.
+// Mount mounts vol on dir, with its past in `.snapshots`: by mount(2) for root, by fusermount3 for others. On return requests are
+// served; ctx bounds nothing after that. The caller unmounts and waits before it closes vol.
 func Mount(ctx context.Context, vol *volume.Volume, dir string, opt MountOptions) (*Server, error) {
 	if opt.FSName == "" {
 		opt.FSName = vol.Dir()
 	}
 	opt.ReadOnly = opt.ReadOnly || vol.ReadOnly()
+	opt.Virtual = append([]Virtual{Snapshots(vol, opt.Log)}, opt.Virtual...)
 	s, err := mountOver(ctx, store{vol}, dir, vol.Dir(), opt)
 	if err != nil {
 		return nil, err

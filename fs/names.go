@@ -24,8 +24,8 @@ func (f *FileSystem) Lookup(_ <-chan struct{}, in *gofuse.InHeader, name string,
 		return estale
 	}
 	if v := f.virtual(in.NodeId, name); v != nil {
-		b, ino, name = v, catalog.Root, "."
-	} else if name == ".." && ino == catalog.Root {
+		b, name = v, "."
+	} else if name == ".." && b.top(ino) {
 		b, name = f.trees[0], "."
 	}
 	var (
@@ -40,7 +40,7 @@ func (f *FileSystem) Lookup(_ <-chan struct{}, in *gofuse.InHeader, name string,
 	}
 	if err != nil {
 		if errors.Is(err, catalog.ErrNotExist) {
-			kernel.NoEntry(out, b.valid)
+			b.noEntry(out, ino, name)
 			return gofuse.OK
 		}
 		return f.status(opLookup, in.NodeId, err)
