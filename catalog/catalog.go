@@ -118,6 +118,8 @@ type Commit struct {
 	Sum        blobstore.Hash // SHA-256 of the whole content, where known
 	Op         Op             // default OpWrite
 	NewVersion bool           // number the state as a version
+	// Conflict, with NewVersion, is recorded beside the version: of it only Lost and LostBy need be set.
+	Conflict *Conflict
 }
 
 // NameSpan says that a name led to an inode from the record From on, to before the record To (Head: it still does).
@@ -175,7 +177,8 @@ type Catalog struct {
 	// blobsSynced is the newest record whose blobs without body are known to be durable.
 	blobsSynced atomic.Uint64
 
-	app applier
+	app  applier
+	pins pins
 
 	damage  []error // set by Open only
 	corrupt atomic.Bool

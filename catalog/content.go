@@ -60,6 +60,11 @@ func (t *txn) commitContent(ctx context.Context, cm *Commit) (Inode, error) {
 	}
 	t.p.unsynced = t.p.unsynced || cm.UnsyncedBlobs
 	t.aboutInode(ctx, &row)
+	if cm.Conflict != nil && cm.NewVersion {
+		x := *cm.Conflict
+		x.Won, x.WonBy = row.Ver, t.p.rec.Actor
+		t.addConflict(x, cm.Ino)
+	}
 	t.set(row)
 	return row, nil
 }

@@ -29,7 +29,7 @@ const (
 // ErrDamaged when that is not enough. The caller closes it, and closes o.Blobs afterwards.
 func Open(ctx context.Context, o Options) (*Catalog, error) {
 	o.setDefaults()
-	c := &Catalog{opt: o, log: o.Log, blobs: o.Blobs, paths: make(map[Ino]string)}
+	c := &Catalog{opt: o, log: o.Log, blobs: o.Blobs, paths: make(map[Ino]string), pins: newPins()}
 	if err := c.open(ctx); err != nil {
 		if c.db != nil {
 			c.db.Close()

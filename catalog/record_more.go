@@ -12,7 +12,7 @@ const (
 	lenMore     = lenRecord + 4
 	lenSnapshot = 4
 	lenConflict = 8
-	lenPruned   = 5
+	lenPruned   = 6
 	lenDrop     = 3
 	lenKept     = 3
 	lenDelta    = 2
@@ -34,6 +34,7 @@ type Pruned struct {
 	Kept      []Kept
 	Versions  int64     // number of versions that the drops take
 	Oldest    Timestamp // time of the oldest version that is left; 0 when it is not known to have changed
+	Conflicts Seq       // conflicts that records up to it hold are no longer shown
 }
 
 // Drop takes away what inode Ino was between the records After and Before and neither at After nor at Before: rows that begin behind
@@ -124,7 +125,8 @@ func putPruned(b []byte, p *Pruned) []byte {
 		b = putBool(b, k.Removed)
 	}
 	b = putInt(b, p.Versions)
-	return putInt(b, p.Oldest)
+	b = putInt(b, p.Oldest)
+	return putUint(b, uint64(p.Conflicts))
 }
 
 // more reads what putMore writes.
@@ -182,7 +184,7 @@ func (d *decoder) pruned() *Pruned {
 			d.fail("a flag is neither 0 nor 1")
 		}
 	})
-	p.Versions, p.Oldest = d.int(), d.int()
+	p.Versions, p.Oldest, p.Conflicts = d.int(), d.int(), Seq(d.uint())
 	return p
 }
 
@@ -213,7 +215,7 @@ func (r *Record) validateMore(bad func(what string, i int, why string) error) er
 		return nil
 	}
 	p := r.Pruned
-	if max(len(p.Drops), len(p.Forgotten), len(p.Kept)) > MaxRows || p.Versions < 0 || p.Versions > most {
+	if max(len(p.Drops), len(p.Forgotten), len(p.Kept)) > MaxRows || p.Versions < 0 || p.Versions > most || p.Conflicts > Head {
 		return fmt.Errorf("%w (%s): what it prunes is out of range", ErrBadRecord, r.Op)
 	}
 	for i := range p.Drops {

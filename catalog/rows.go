@@ -80,6 +80,11 @@ func (w *rowWriter) write(c *sqldb.Conn, r *Record, pos journal.Pos) error {
 			return err
 		}
 	}
+	for i := range r.Conflicts {
+		if err := w.insertConflict(c, &r.Conflicts[i], r.Seq); err != nil {
+			return err
+		}
+	}
 	for i := range r.Blobs {
 		if err := insertBlob(c, &r.Blobs[i], r.Seq, pos); err != nil {
 			return err

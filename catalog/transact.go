@@ -43,7 +43,7 @@ type nameChange struct{ was, now nameVal }
 func (c *Catalog) Transact(ctx context.Context, who Actor, op Op, path string, fn func(*Tx) error) (Seq, error) {
 	switch op {
 	case OpInit, OpCreate, OpMkdir, OpMknod, OpSymlink, OpLink, OpUnlink, OpRmdir, OpRename, OpSetattr, OpSetxattr, OpWrite, OpMerge, OpSnapshot,
-		OpPrune, "":
+		OpConflict, OpPrune, "":
 		return 0, fmt.Errorf("%w: %q is not an operation of many changes", ErrInvalid, op)
 	}
 	if err := c.admit(ctx); err != nil {

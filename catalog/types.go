@@ -176,6 +176,7 @@ const (
 	OpWrite    Op = "write"
 	OpMerge    Op = "merge"
 	OpSnapshot Op = "snapshot"
+	OpConflict Op = "conflict"
 	OpRestore  Op = "restore"
 	OpUndo     Op = "undo"
 	OpPrune    Op = "prune"

@@ -56,7 +56,7 @@ func (h *Handle) Allocate(ctx context.Context, mode uint32, off, n int64) error 
 	default:
 		return unix.EOPNOTSUPP
 	}
-	f.changed(h.who)
+	f.changed(h)
 	return f.v.stamp(ctx, h.who, f.ino, false)
 }
 
@@ -180,11 +180,11 @@ func CopyRange(ctx context.Context, src *Handle, srcOff int64, dst *Handle, dstO
 	if n <= 0 {
 		return 0, nil
 	}
-	return b.copyFrom(ctx, dst.who, a, srcOff, dstOff, n)
+	return b.copyFrom(ctx, dst, a, srcOff, dstOff, n)
 }
 
 // copyFrom stages [srcOff, srcOff+n) of src at dstOff. Both files are locked. It may copy less than n when it returns no error.
-func (f *file) copyFrom(ctx context.Context, who catalog.Actor, src *file, srcOff, dstOff, n int64) (int64, error) {
+func (f *file) copyFrom(ctx context.Context, h *Handle, src *file, srcOff, dstOff, n int64) (int64, error) {
 	var parts []span
 	src.segments(srcOff, srcOff+n, func(s span) bool {
 		parts = append(parts, s)
@@ -196,24 +196,29 @@ func (f *file) copyFrom(ctx context.Context, who catalog.Actor, src *file, srcOf
 		to := dstOff + s.off - srcOff
 		if s.src == isZero || s.src == inBlob {
 			s.off = to
+			if s.src == inBlob {
+				if err := f.pin(ctx, s.blob.Hash); err != nil {
+					return 0, err
+				}
+			}
 			f.dirty.put(s)
 			if end := s.end(); end > f.size.Load() {
 				f.size.Store(end)
 			}
-			f.changed(who)
+			f.changed(h)
 			continue
 		}
 		for done := int64(0); done < s.n; {
-			part := s.part(s.off+done, min(s.end(), s.off+done+copyBuffer))
-			p := (*buf)[:part.n]
-			if err := f.v.readSpan(ctx, src.stage, part, p); err != nil {
+			// By its place in the file: where it is staged may change with each write, when src and f are one.
+			p := (*buf)[:min(copyBuffer, s.n-done)]
+			if _, err := src.read(ctx, p, s.off+done); err != nil {
 				return 0, err
 			}
-			if err := f.write(ctx, who, p, to+done); err != nil {
+			if err := f.write(ctx, h, p, to+done); err != nil {
 				return 0, err
 			}
-			done += part.n
+			done += int64(len(p))
 		}
 	}
-	return n, f.v.stamp(ctx, who, f.ino, false)
+	return n, f.v.stamp(ctx, h.who, f.ino, false)
 }

@@ -31,16 +31,28 @@ const (
 	dedupAbove = 4 << 10
 )
 
-// commit turns what changed into a version. Without changes it does nothing. On error everything stays staged.
-func (f *file) commit(ctx context.Context, kind commitKind) error {
-	if f.changedSince.Load() == 0 {
+// commit is commitBy on nobody's behalf.
+func (f *file) commit(ctx context.Context, kind commitKind) error { return f.commitBy(ctx, kind, nil) }
+
+// commitBy turns what changed into a version. Without changes it does nothing. On error everything stays staged, unless it is an ErrConflict.
+// h is the handle that is closed or synced.
+func (f *file) commitBy(ctx context.Context, kind commitKind, h *Handle) error {
+	if f.changedSince.Load() == 0 && !f.owes(h, kind) {
 		return nil
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.changedSince.Load() == 0 || kind == commitFlush && f.emptied {
+	if f.changedSince.Load() == 0 {
+		return f.payUp(ctx, kind, h)
+	}
+	if kind == commitFlush && f.emptied {
 		return nil
 	}
+	return f.commitLocked(ctx, kind, h)
+}
+
+// commitLocked is commit of a file that has changed, for a caller that holds mu.
+func (f *file) commitLocked(ctx context.Context, kind commitKind, h *Handle) error {
 	row, err := f.v.cat.Get(ctx, f.ino)
 	if err != nil {
 		return err
@@ -52,14 +64,24 @@ func (f *file) commit(ctx context.Context, kind commitKind) error {
 	if err != nil {
 		return err
 	}
+	c, err := f.contest(ctx, kind, h, row)
+	if err != nil || c.waits {
+		return err
+	}
 	durable := kind == commitSync || (kind != commitIdle && level == catalog.LevelCritical)
-	cm, err := f.plan(ctx, level, durable)
+	cm, pinned, err := f.plan(ctx, level, durable)
+	defer func() { f.v.cat.Unpin(pinned...) }()
 	if err != nil {
 		return err
 	}
-	if _, err := f.v.cat.Commit(ctx, f.who, cm); err != nil {
+	if c.fails {
+		return f.commitAside(ctx, cm, c, row)
+	}
+	cm.Conflict = c.record
+	if row, err = f.v.cat.Commit(ctx, c.who, cm); err != nil {
 		return err
 	}
+	f.settle(kind, c, row.Ver)
 	f.committed(cm.Splice)
 	if durable && kind != commitSync {
 		return f.v.cat.Sync(ctx)
@@ -78,29 +100,31 @@ func (f *file) committed(sp catalog.Splice) {
 	f.drop()
 }
 
-// plan stores the content that changed and says what the catalog has to record.
-func (f *file) plan(ctx context.Context, level string, durable bool) (catalog.Commit, error) {
+// plan stores the content that changed and says what the catalog has to record. pinned are the blobs that it relies on, to be unpinned
+// after the catalog's Commit.
+func (f *file) plan(ctx context.Context, level string, durable bool) (cm catalog.Commit, pinned []blobstore.Hash, err error) {
 	size := f.size.Load()
-	cm := catalog.Commit{Ino: f.ino, Size: size, Op: catalog.OpWrite, NewVersion: true}
+	cm = catalog.Commit{Ino: f.ino, Size: size, Op: catalog.OpWrite, NewVersion: true}
 	cm.Splice = catalog.Splice{Ino: f.ino, Cut: catalog.NoCut}
 	cm.Splice.Cut = f.limit
 	if size == 0 {
 		cm.Splice.Cut = 0
 		cm.Sum = sha256.Sum256(nil)
-		return cm, nil
+		return cm, nil, nil
 	}
 	runs, total, covered := f.runs(size)
 	switch {
 	case size <= blobstore.MaxSmall && (size <= wholeBelow || total*2 >= size):
-		return cm, f.planWhole(ctx, &cm, level)
+		pinned, err = f.planWhole(ctx, &cm, level)
+		return cm, pinned, err
 	case total == 0:
 	case total <= blobstore.MaxSmall:
-		if err := f.planSmall(ctx, &cm, runs, total, level); err != nil {
-			return cm, err
+		if pinned, err = f.planSmall(ctx, &cm, runs, total, level); err != nil {
+			return cm, pinned, err
 		}
 	default:
-		if err := f.planLarge(ctx, &cm, runs, total, level, durable); err != nil {
-			return cm, err
+		if pinned, err = f.planLarge(ctx, &cm, runs, total, level, durable); err != nil {
+			return cm, pinned, err
 		}
 		cm.UnsyncedBlobs = !durable
 	}
@@ -120,7 +144,7 @@ func (f *file) plan(ctx context.Context, level string, durable bool) (catalog.Co
 			cm.Sum = e[0].Blob.Hash
 		}
 	}
-	return cm, nil
+	return cm, pinned, nil
 }
 
 // run is a gapless range of newly written bytes.
@@ -149,28 +173,28 @@ func (f *file) runs(size int64) (runs []run, total int64, covered bool) {
 }
 
 // planWhole stores all of a small file as one blob.
-func (f *file) planWhole(ctx context.Context, cm *catalog.Commit, level string) error {
+func (f *file) planWhole(ctx context.Context, cm *catalog.Commit, level string) ([]blobstore.Hash, error) {
 	if !f.loaded {
 		if err := f.load(ctx); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	body := make([]byte, cm.Size)
 	if _, err := f.read(ctx, body, 0); err != nil {
-		return err
+		return nil, err
 	}
-	ref, err := f.v.addSmall(ctx, cm, body, level)
+	ref, pinned, err := f.v.addSmall(ctx, cm, body, level)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cm.Splice.Cut = 0
 	cm.Splice.Extents = []catalog.Extent{{Len: cm.Size, Blob: ref}}
 	cm.Sum = ref.Hash
-	return nil
+	return pinned, nil
 }
 
 // planSmall stores the changed ranges, one behind the other, as one small blob.
-func (f *file) planSmall(ctx context.Context, cm *catalog.Commit, runs []run, total int64, level string) error {
+func (f *file) planSmall(ctx context.Context, cm *catalog.Commit, runs []run, total int64, level string) ([]blobstore.Hash, error) {
 	body := make([]byte, 0, total)
 	for _, r := range runs {
 		var err error
@@ -181,15 +205,15 @@ func (f *file) planSmall(ctx context.Context, cm *catalog.Commit, runs []run, to
 			return err == nil
 		})
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
-	ref, err := f.v.addSmall(ctx, cm, body, level)
+	ref, pinned, err := f.v.addSmall(ctx, cm, body, level)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	addRuns(cm, runs, ref)
-	return nil
+	return pinned, nil
 }
 
 func addRuns(cm *catalog.Commit, runs []run, ref blobstore.Ref) {
@@ -200,53 +224,61 @@ func addRuns(cm *catalog.Commit, runs []run, ref blobstore.Ref) {
 	}
 }
 
-// addSmall names body and adds it to the commit, unless the store has an intact copy already.
-func (v *Volume) addSmall(ctx context.Context, cm *catalog.Commit, body []byte, level string) (blobstore.Ref, error) {
+// addSmall names body and adds it to the commit, unless the store has an intact copy already. That one is pinned: the caller unpins it.
+func (v *Volume) addSmall(ctx context.Context, cm *catalog.Commit, body []byte, level string) (blobstore.Ref, []blobstore.Hash, error) {
 	ref := blobstore.Ref{Hash: sha256.Sum256(body), Size: int64(len(body))}
 	if len(body) > dedupAbove {
-		known, ok, err := v.cat.HasBlob(ctx, ref.Hash)
-		if err != nil {
-			return ref, err
+		if err := v.cat.Pin(ctx, ref.Hash); err != nil {
+			return ref, nil, err
 		}
-		if ok && known == ref {
+		known, ok, err := v.cat.HasBlob(ctx, ref.Hash)
+		if err == nil && ok && known == ref {
 			copied := make([]byte, len(body))
 			if err := v.readBlob(ctx, ref, copied, 0); err == nil {
-				return ref, nil
+				return ref, []blobstore.Hash{ref.Hash}, nil
 			}
 			// The old copy is damaged: the new one goes into the record, and heals it from there.
 		}
+		v.cat.Unpin(ref.Hash)
+		if err != nil {
+			return ref, nil, err
+		}
 	}
 	cm.Blobs = append(cm.Blobs, catalog.NewBlob{Ref: ref, Level: level, Body: body})
-	return ref, nil
+	return ref, nil, nil
 }
 
 // planLarge hands the changed ranges, one behind the other, to the blobstore as one blob: the staging file itself where it holds
 // just them, else a copy.
-func (f *file) planLarge(ctx context.Context, cm *catalog.Commit, runs []run, total int64, level string, durable bool) error {
+func (f *file) planLarge(ctx context.Context, cm *catalog.Commit, runs []run, total int64, level string, durable bool) ([]blobstore.Hash, error) {
 	stage := f.stage
 	if stage == nil || stage.adopted || len(runs) != 1 || !f.stageHolds(runs[0]) {
 		copied, err := f.gather(ctx, runs)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		defer copied.discard()
 		stage = copied
 	}
 	sum, err := stage.sum(ctx, total)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	if err := f.v.cat.Pin(ctx, sum.Ref.Hash); err != nil {
+		return nil, err
+	}
+	pinned := []blobstore.Hash{sum.Ref.Hash}
 	meta := blobstore.Meta{Level: level, Time: time.Now()}
 	path := stage.path()
 	stage.adopted = true
 	if err := f.v.blobs.Adopt(ctx, sum, meta, path, durable); err != nil {
 		// The open descriptor still has the bytes; a path that is left would only be in the way.
 		os.Remove(path)
-		return err
+		return pinned, err
 	}
 	cm.Blobs = append(cm.Blobs, catalog.NewBlob{Ref: sum.Ref, Level: level})
 	addRuns(cm, runs, sum.Ref)
-	return nil
+	return pinned, nil
 }
 
 // stageHolds reports whether the staging file, from its start, is r and nothing else.

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/blobstore"
 	"holdfast/catalog"
 )
 
@@ -36,6 +37,8 @@ type file struct {
 	// before the program writes: that close is not the one that makes a version.
 	emptied bool
 	who     catalog.Actor
+	writers writers
+	pins    []blobstore.Hash // blobs that dirty names
 }
 
 // acquire returns the file of ino, which stays until the same number of calls of release.
@@ -87,7 +90,8 @@ func (f *file) drop() {
 	}
 	f.dirty.clear()
 	f.v.staged.Add(-f.memory)
-	f.memory, f.limit, f.emptied = 0, catalog.NoCut, false
+	f.v.cat.Unpin(f.pins...)
+	f.memory, f.limit, f.emptied, f.pins = 0, catalog.NoCut, false, nil
 	f.changedSince.Store(0)
 }
 
@@ -130,8 +134,8 @@ func (f *file) load(ctx context.Context) error {
 }
 
 // changed notes that something is to be committed. mu is held for writing.
-func (f *file) changed(who catalog.Actor) {
-	f.who, f.emptied = who, false
+func (f *file) changed(h *Handle) {
+	f.who, f.emptied, f.writers.last = h.who, false, h
 	f.changedSince.CompareAndSwap(0, time.Now().UnixNano())
 }
 
@@ -147,6 +151,9 @@ type Handle struct {
 	f     *file
 	who   catalog.Actor
 	flags OpenFlags
+
+	base   uint64            // the version that its changes build on; guarded by f.mu
+	buried *catalog.Conflict // what its commits buried since, and its close is to record; guarded by f.mu
 }
 
 // OpenFile opens a regular file. ErrStale when the inode never was, ErrInvalid when it is something else, ErrReadOnly for
@@ -166,21 +173,35 @@ func (v *Volume) OpenFile(ctx context.Context, who catalog.Actor, ino catalog.In
 		return nil, catalog.ErrInvalid
 	}
 	h := &Handle{f: v.acquire(ino), who: who, flags: flags}
+	h.f.enter(h, row.Ver)
 	if flags.Truncate {
-		h.f.mu.Lock()
-		clean := h.f.changedSince.Load() == 0
-		err := h.f.truncate(ctx, who, 0)
-		h.f.emptied = h.f.emptied || clean
-		h.f.mu.Unlock()
+		err := h.empty(ctx)
 		if err == nil {
 			err = v.stamp(ctx, who, ino, flags.KillPriv)
 		}
 		if err != nil {
+			h.f.leave(h)
 			v.releaseFile(h.f)
 			return nil, err
 		}
 	}
 	return h, nil
+}
+
+// empty is what an open with Truncate does. What another handle has staged becomes a version first.
+func (h *Handle) empty(ctx context.Context) error {
+	f := h.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.changedSince.Load() != 0 && !f.emptied && f.writers.last != h {
+		if err := f.commitLocked(ctx, commitIdle, nil); err != nil {
+			return err
+		}
+	}
+	clean := f.changedSince.Load() == 0
+	err := f.truncate(ctx, h, 0)
+	f.emptied = f.emptied || clean
+	return err
 }
 
 // newHandle opens an inode that was made a moment ago and is empty.
@@ -192,7 +213,9 @@ func (v *Volume) newHandle(who catalog.Actor, ino catalog.Ino, flags OpenFlags) 
 		f.loaded = true
 	}
 	f.mu.Unlock()
-	return &Handle{f: f, who: who, flags: flags}
+	h := &Handle{f: f, who: who, flags: flags}
+	f.enter(h, 0)
+	return h
 }
 
 // Ino is the inode that the handle has open.
@@ -208,7 +231,7 @@ func (h *Handle) Flush(ctx context.Context) error {
 	if !h.flags.Write {
 		return nil
 	}
-	return h.f.commit(ctx, commitFlush)
+	return h.f.commitBy(ctx, commitFlush, h)
 }
 
 // Fsync commits what changed and makes it durable, with everything that was committed before it.
@@ -216,7 +239,7 @@ func (h *Handle) Fsync(ctx context.Context, _ bool) error {
 	if h.f.v.readOnly {
 		return nil
 	}
-	if err := h.f.commit(ctx, commitSync); err != nil {
+	if err := h.f.commitBy(ctx, commitSync, h); err != nil {
 		return err
 	}
 	return h.f.v.cat.Sync(ctx)
@@ -226,10 +249,13 @@ func (h *Handle) Fsync(ctx context.Context, _ bool) error {
 // if that fails it stays staged and is tried again in the background.
 func (h *Handle) Close(ctx context.Context) {
 	if h.flags.Write {
-		if err := h.f.commit(ctx, commitClose); err != nil {
+		if err := h.f.commitBy(ctx, commitClose, h); errors.Is(err, ErrConflict) {
+			h.f.v.log.Warn("what was written to a file after its last close is kept beside it", "error", err)
+		} else if err != nil {
 			h.f.v.log.Error("cannot save a file after its last close; trying again in the background", "inode", h.f.ino, "error", err)
 		}
 	}
+	h.f.leave(h)
 	h.f.v.releaseFile(h.f)
 }
 
@@ -237,11 +263,11 @@ func (h *Handle) Close(ctx context.Context) {
 func (h *Handle) Truncate(ctx context.Context, size int64) error {
 	h.f.mu.Lock()
 	defer h.f.mu.Unlock()
-	return h.f.truncate(ctx, h.who, size)
+	return h.f.truncate(ctx, h, size)
 }
 
 // truncate sets the size. mu is held for writing.
-func (f *file) truncate(ctx context.Context, who catalog.Actor, size int64) error {
+func (f *file) truncate(ctx context.Context, h *Handle, size int64) error {
 	if size < 0 {
 		return catalog.ErrInvalid
 	}
@@ -261,7 +287,7 @@ func (f *file) truncate(ctx context.Context, who catalog.Actor, size int64) erro
 	}
 	f.limit = min(f.limit, size)
 	f.size.Store(size)
-	f.changed(who)
+	f.changed(h)
 	return nil
 }
 

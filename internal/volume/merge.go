@@ -134,7 +134,8 @@ func (f *file) merge(ctx context.Context, group []span) error {
 		return err
 	}
 	cm := catalog.Commit{Ino: f.ino, Op: catalog.OpMerge, Splice: catalog.Splice{Ino: f.ino, Cut: catalog.NoCut}}
-	ref, err := f.v.storeMerged(ctx, &cm, body, level)
+	ref, pinned, err := f.v.storeMerged(ctx, &cm, body, level)
+	defer func() { f.v.cat.Unpin(pinned...) }()
 	if err != nil {
 		return err
 	}
@@ -165,31 +166,35 @@ func (f *file) merge(ctx context.Context, group []span) error {
 	return nil
 }
 
-// storeMerged stores body as one blob, small or large.
-func (v *Volume) storeMerged(ctx context.Context, cm *catalog.Commit, body []byte, level string) (blobstore.Ref, error) {
+// storeMerged stores body as one blob, small or large. pinned is to be unpinned after the Commit.
+func (v *Volume) storeMerged(ctx context.Context, cm *catalog.Commit, body []byte, level string) (ref blobstore.Ref, pinned []blobstore.Hash, err error) {
 	if len(body) <= blobstore.MaxSmall {
 		ref := blobstore.Ref{Hash: sha256.Sum256(body), Size: int64(len(body))}
 		cm.Blobs = append(cm.Blobs, catalog.NewBlob{Ref: ref, Level: level, Body: body})
-		return ref, nil
+		return ref, nil, nil
 	}
 	stage, err := newStaging(filepath.Join(v.dir, stagingDir), uint64(cm.Ino), 0, &v.buffers)
 	if err != nil {
-		return blobstore.Ref{}, err
+		return blobstore.Ref{}, nil, err
 	}
 	defer stage.discard()
 	if err := stage.write(body, 0); err != nil {
-		return blobstore.Ref{}, err
+		return blobstore.Ref{}, nil, err
 	}
 	sum, err := stage.sum(ctx, int64(len(body)))
 	if err != nil {
-		return blobstore.Ref{}, err
+		return blobstore.Ref{}, nil, err
 	}
+	if err := v.cat.Pin(ctx, sum.Ref.Hash); err != nil {
+		return blobstore.Ref{}, nil, err
+	}
+	pinned = []blobstore.Hash{sum.Ref.Hash}
 	stage.adopted = true
 	if err := v.blobs.Adopt(ctx, sum, blobstore.Meta{Level: level, Time: time.Now()}, stage.path(), false); err != nil {
 		os.Remove(stage.path())
-		return blobstore.Ref{}, err
+		return blobstore.Ref{}, pinned, err
 	}
 	cm.Blobs = append(cm.Blobs, catalog.NewBlob{Ref: sum.Ref, Level: level})
 	cm.UnsyncedBlobs = true
-	return sum.Ref, nil
+	return sum.Ref, pinned, nil
 }

@@ -274,12 +274,17 @@ func CopyPast(ctx context.Context, src *PastHandle, srcOff int64, dst *Handle, d
 	f.dirty.put(span{off: dstOff, n: n, src: isZero}) // what no extent covers
 	m.walk(srcOff, srcOff+n, func(s span) bool {
 		s.off += dstOff - srcOff
-		f.dirty.put(s)
-		return true
+		if err = f.pin(ctx, s.blob.Hash); err == nil {
+			f.dirty.put(s)
+		}
+		return err == nil
 	})
+	if err != nil {
+		return 0, err
+	}
 	if end := dstOff + n; end > f.size.Load() {
 		f.size.Store(end)
 	}
-	f.changed(dst.who)
+	f.changed(dst)
 	return n, f.v.stamp(ctx, dst.who, f.ino, false)
 }

@@ -101,7 +101,7 @@ func (v *Volume) fill(ctx context.Context, h *Handle, r io.Reader) error {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			// An empty file is a version, too.
 			h.f.mu.Lock()
-			h.f.changed(h.who)
+			h.f.changed(h)
 			h.f.mu.Unlock()
 			return h.Fsync(ctx, false)
 		}

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"flag"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -10,11 +11,16 @@ import (
 	"holdfast/catalog"
 )
 
+var volumeSeed = flag.Uint64("volume-seed", 0, "seed of the random tests; 0 draws one")
+
 // seeded returns a random source whose seed is printed, so that a failure can be repeated.
 func seeded(t *testing.T) *rand.Rand {
 	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := *volumeSeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("seed %d (repeat with -volume-seed)", seed)
 	return rand.New(rand.NewPCG(seed, 1))
 }
 

@@ -476,6 +476,31 @@ func TestConcurrentFiles(t *testing.T) {
 	group.Wait()
 }
 
+// TestCopyWithinStagedFile: a copy to before what is staged moves the staged bytes while they are copied.
+func TestCopyWithinStagedFile(t *testing.T) {
+	v := openStore(t, newStore(t, StorageHybrid))
+	defer closeStore(t, v)
+	ctx := context.Background()
+	_, h, err := v.CreateFile(ctx, actor(), catalog.Root, "f", catalog.NewInode{Mode: unix.S_IFREG | 0o644}, OpenFlags{Read: true, Write: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close(ctx)
+	data := fillBytes(seeded(t), 4*maxFileMemory)
+	if _, err := h.WriteAt(ctx, data, 8<<20, WriteFlags{}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := CopyRange(ctx, h, 8<<20, h, 1<<20, int64(len(data))); err != nil || n != int64(len(data)) {
+		t.Fatal(n, err)
+	}
+	for _, off := range []int64{1 << 20, 8 << 20} {
+		got := make([]byte, len(data))
+		if n, err := h.ReadAt(ctx, got, off); err != nil || n != len(data) || !bytes.Equal(got, data) {
+			t.Fatalf("the bytes at %d differ (%d read, %v)", off, n, err)
+		}
+	}
+}
+
 // TestFailedCommitKeepsAdoptedBlob: when the journal refuses the record that would have named an adopted blob, later writes must not reach that blob's file.
 func TestFailedCommitKeepsAdoptedBlob(t *testing.T) {
 	v := openStore(t, newStore(t, StorageFile))
@@ -492,7 +517,7 @@ func TestFailedCommitKeepsAdoptedBlob(t *testing.T) {
 	}
 	f := h.f
 	f.mu.Lock()
-	cm, err := f.plan(ctx, catalog.LevelBasic, false) // adopts; the record is never written, as after a full disk
+	cm, _, err := f.plan(ctx, catalog.LevelBasic, false) // adopts; the record is never written, as after a full disk
 	f.mu.Unlock()
 	if err != nil {
 		t.Fatal(err)

@@ -30,7 +30,8 @@ func (h *Handle) WriteAt(ctx context.Context, p []byte, off int64, flags WriteFl
 	}
 	f := h.f
 	f.mu.Lock()
-	err := f.write(ctx, h.who, p, off)
+	err := f.write(ctx, h, p, off)
+	f.writers.cached = f.writers.cached || flags.Cached
 	f.mu.Unlock()
 	if err == nil && (!flags.Cached || flags.KillPriv) {
 		err = f.v.stamp(ctx, h.who, f.ino, flags.KillPriv)
@@ -42,7 +43,7 @@ func (h *Handle) WriteAt(ctx context.Context, p []byte, off int64, flags WriteFl
 }
 
 // write stages p at off. mu is held for writing.
-func (f *file) write(ctx context.Context, who catalog.Actor, p []byte, off int64) error {
+func (f *file) write(ctx context.Context, h *Handle, p []byte, off int64) error {
 	if off < 0 {
 		return catalog.ErrInvalid
 	}
@@ -78,7 +79,7 @@ func (f *file) write(ctx context.Context, who catalog.Actor, p []byte, off int64
 	if end := off + n; end > f.size.Load() {
 		f.size.Store(end)
 	}
-	f.changed(who)
+	f.changed(h)
 	return nil
 }
 
