@@ -70,11 +70,9 @@ func (h home) entry(ctx context.Context, name string) (catalog.Inode, error) {
 	case readmeName:
 		return readme{}.get(ctx)
 	case versionsName:
-		node := h.t.nodes.child(nil, h.dir, name, catalog.Version{})
-		return pathDir{t: h.t, n: node}.get(ctx)
+		return versionsDir{t: h.t, n: h.t.nodes.top(h.dir, false)}.get(ctx)
 	case deletedName:
-		v := h.t.views.of(viewKey{root: h.dir, deleted: true})
-		return deletedNode{t: h.t, v: v, ino: h.dir}.get(ctx)
+		return deletedDir{t: h.t, n: h.t.nodes.top(h.dir, true)}.get(ctx)
 	}
 	return conflictsDir{t: h.t, dir: h.dir}.get(ctx)
 }

@@ -3,36 +3,42 @@ package snapshots
 import (
 	"container/list"
 	"sync"
-	"time"
 
 	"holdfast/catalog"
 )
 
-// node is a path below a `versions`, or one version of such a path. A path cannot be told from the number of an inode: over time it led to several, and
-// one inode had several paths.
+// node is a path below a `versions` or a `deleted`, or a file there. A path cannot be told from the number of an inode: over time it led to several,
+// and one inode had several paths.
 type node struct {
+	nodeID
 	num    catalog.Ino
-	parent *node // nil: `versions` itself
-	root   catalog.Ino
-	name   string
-	ver    catalog.Version // Num 0: a path
+	parent *node // nil: `versions` or `deleted` itself
 
 	// Guarded by nodes.mu.
 	elem *list.Element
 	kids int
 
 	mu   sync.Mutex
-	hist *history // nil: not known yet
+	hist *history // of a path; nil: not known yet
+}
+
+// nodeID says what a node is of.
+type nodeID struct {
+	root    catalog.Ino // the directory whose past is shown
+	deleted bool        // below `deleted`
+	name    string
+	// file as it was after the record at, when it is a file and not a path.
+	file catalog.Ino
+	at   catalog.Seq
 }
 
 type nodeKey struct {
-	parent catalog.Ino // 0: of root's `versions`
-	root   catalog.Ino
-	name   string
+	parent catalog.Ino // 0: none
+	nodeID
 }
 
 func (n *node) key() nodeKey {
-	k := nodeKey{root: n.root, name: n.name}
+	k := nodeKey{nodeID: n.nodeID}
 	if n.parent != nil {
 		k.parent = n.parent.num
 	}
@@ -53,18 +59,32 @@ func newNodes(max int) *nodes {
 	return &nodes{max: max, next: nodeBit, byNum: make(map[catalog.Ino]*node), byKey: make(map[nodeKey]*node), lru: list.New()}
 }
 
-// child returns the node of a name below parent, or of the `versions` of root; new when there is none.
-func (t *nodes) child(parent *node, root catalog.Ino, name string, ver catalog.Version) *node {
-	n := &node{parent: parent, root: root, name: name, ver: ver}
+// top returns the node of the `versions` or the `deleted` of a directory.
+func (t *nodes) top(root catalog.Ino, deleted bool) *node {
+	return t.of(&node{nodeID: nodeID{root: root, deleted: deleted}})
+}
+
+// path returns the node of a path below parent.
+func (t *nodes) path(parent *node, name string) *node {
+	return t.file(parent, name, 0, 0)
+}
+
+// file returns the node of a file below parent.
+func (t *nodes) file(parent *node, name string, ino catalog.Ino, at catalog.Seq) *node {
+	return t.of(&node{parent: parent, nodeID: nodeID{root: parent.root, deleted: parent.deleted, name: name, file: ino, at: at}})
+}
+
+// of returns the node that there is for what n is of, or else n.
+func (t *nodes) of(n *node) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if old := t.byKey[n.key()]; old != nil {
 		t.use(old)
 		return old
 	}
-	if parent != nil {
-		parent.kids++
-		t.use(parent)
+	if n.parent != nil {
+		n.parent.kids++
+		t.use(n.parent)
 	}
 	for t.lru.Len() >= t.max && t.evict() {
 	}
@@ -106,14 +126,6 @@ func (t *nodes) get(num catalog.Ino) *node {
 		t.use(n)
 	}
 	return n
-}
-
-// history is where a path led, and when. It does not change once it is made.
-type history struct {
-	asOf  catalog.Seq // the newest record when it was read
-	read  time.Time
-	spans []catalog.NameSpan // by From; those of directories that are there now reach back to the beginning
-	eras  []era              // of the regular files among them
 }
 
 // era is a span in which a path led to one regular file, and the versions that the file had in it.

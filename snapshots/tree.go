@@ -23,10 +23,9 @@ type Store interface {
 	ReadDirAt(ctx context.Context, dir catalog.Ino, after uint64, max int, at catalog.Seq) ([]catalog.DirEntry, error)
 	GetXattrAt(ctx context.Context, ino catalog.Ino, name string, at catalog.Seq) ([]byte, error)
 	ListXattrAt(ctx context.Context, ino catalog.Ino, at catalog.Seq) ([]string, error)
-	NameHistory(ctx context.Context, parent catalog.Ino, name string) ([]catalog.NameSpan, error)
 	// Under returns where name led in the directories that above led to, while above led there.
 	Under(ctx context.Context, above []catalog.NameSpan, name string) ([]catalog.NameSpan, error)
-	DirNames(ctx context.Context, dir catalog.Ino, after uint64, max int, newest bool) ([]catalog.PastName, error)
+	DirNames(ctx context.Context, dir catalog.Ino, after uint64, max int) ([]catalog.PastName, error)
 	VersionRange(ctx context.Context, ino catalog.Ino, from, to uint64) ([]catalog.Version, error)
 	OpenPast(ctx context.Context, ino catalog.Ino, at catalog.Seq) (*volume.PastHandle, error)
 }
@@ -41,7 +40,7 @@ type Keeper interface {
 const (
 	// maxViews bounds the moments that have numbers at the same time. A number is used again after as many others at the earliest.
 	maxViews = 1 << 13
-	// maxNodes bounds the paths and versions below `versions` that have numbers at the same time.
+	// maxNodes bounds the paths and files below `versions` and `deleted` that have numbers at the same time.
 	maxNodes = 1 << 15
 
 	// What the kernel may rely on, in seconds.
@@ -157,10 +156,12 @@ func (t *Tree) object(n catalog.Ino) (object, error) {
 		switch {
 		case node == nil:
 			return nil, catalog.ErrStale
-		case node.ver.Num > 0:
-			return versionFile{t: t, n: node}, nil
+		case node.file != 0:
+			return keptFile{t: t, n: node}, nil
+		case node.deleted:
+			return deletedDir{t: t, n: node}, nil
 		}
-		return pathDir{t: t, n: node}, nil
+		return versionsDir{t: t, n: node}, nil
 	}
 	id, ino := uint64(n>>inoBits), n&inoMask
 	switch id {
@@ -174,9 +175,6 @@ func (t *Tree) object(n catalog.Ino) (object, error) {
 	v := t.views.get(id)
 	if v == nil {
 		return nil, catalog.ErrStale
-	}
-	if v.deleted {
-		return deletedNode{t: t, v: v, ino: ino}, nil
 	}
 	return pastNode{t: t, v: v, ino: ino}, nil
 }

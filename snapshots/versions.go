@@ -1,7 +1,6 @@
 package snapshots
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,8 +13,6 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"golang.org/x/sys/unix"
-
 	"holdfast/catalog"
 )
 
@@ -25,46 +22,13 @@ const (
 	// A name of a version is no longer than its parts: number, time, agent, extension.
 	maxAgentPart = 64
 	maxExtPart   = 32
-	// manySpans is when a history is not read anew at each question but once in a second.
-	manySpans = 1024
 )
 
-// pathDir is a path below `versions`: a directory of the versions that the path had, and of the names that were ever below it.
-type pathDir struct {
+// versionsDir is a path below `versions`: a directory of the versions that the path had, and of the names that were ever below it.
+type versionsDir struct {
+	plain
 	t *Tree
 	n *node
-	plain
-}
-
-// history returns where the path led, as of the newest record.
-func (t *Tree) history(ctx context.Context, n *node) (*history, error) {
-	newest, err := t.store.Newest(ctx)
-	if err != nil {
-		return nil, err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	now := t.now()
-	if h := n.hist; h != nil && (h.asOf >= newest || len(h.spans) >= manySpans && now.Sub(h.read) < time.Second && !now.Before(h.read)) {
-		return h, nil
-	}
-	h := &history{asOf: newest, read: now}
-	if n.parent == nil {
-		h.spans = []catalog.NameSpan{{Ino: n.root, Type: unix.S_IFDIR, From: 0, To: catalog.Head}}
-	} else {
-		above, err := t.history(ctx, n.parent)
-		if err != nil {
-			return nil, err
-		}
-		if h.spans, err = t.store.Under(ctx, above.spans, n.name); err != nil {
-			return nil, err
-		}
-	}
-	if err := t.count(ctx, h, n.hist); err != nil {
-		return nil, err
-	}
-	n.hist = h
-	return h, nil
 }
 
 // count finds the versions of each span of a regular file. What old says of spans that have ended still holds.
@@ -80,7 +44,7 @@ func (t *Tree) count(ctx context.Context, h, old *history) error {
 	shown := make(map[catalog.Ino]uint64)
 	before := uint64(0)
 	for _, s := range h.spans {
-		if s.Type&unix.S_IFMT != unix.S_IFREG {
+		if !isFile(s.Type) {
 			continue
 		}
 		e, ok := known[s]
@@ -113,46 +77,17 @@ func (t *Tree) count(ctx context.Context, h, old *history) error {
 
 // shows reports whether a path that led there has a place below `versions`.
 func shows(spans []catalog.NameSpan) bool {
-	return slices.ContainsFunc(spans, func(s catalog.NameSpan) bool {
-		return s.Type&unix.S_IFMT == unix.S_IFDIR || s.Type&unix.S_IFMT == unix.S_IFREG
-	})
+	return slices.ContainsFunc(spans, func(s catalog.NameSpan) bool { return isDir(s.Type) || isFile(s.Type) })
 }
 
-// newestDir returns the directory that the path led to last.
-func newestDir(spans []catalog.NameSpan) (catalog.Ino, bool) {
-	for _, s := range slices.Backward(spans) {
-		if s.Type&unix.S_IFMT == unix.S_IFDIR {
-			return s.Ino, true
-		}
-	}
-	return 0, false
-}
-
-func (d pathDir) get(ctx context.Context) (catalog.Inode, error) {
+func (d versionsDir) get(ctx context.Context) (catalog.Inode, error) {
 	h, err := d.t.history(ctx, d.n)
 	if err != nil {
 		return catalog.Inode{}, err
 	}
-	if len(h.spans) == 0 {
-		return catalog.Inode{}, catalog.ErrStale // retention has taken it
-	}
-	// Who may read the directory that the path was, or was in, may read this one.
-	guard, isDir := newestDir(h.spans)
-	if !isDir {
-		above, err := d.t.history(ctx, d.n.parent)
-		if err != nil {
-			return catalog.Inode{}, err
-		}
-		guard, _ = newestDir(above.spans)
-	}
-	from, err := d.t.store.GetAt(ctx, guard, catalog.Head)
+	row, err := d.t.pathRow(ctx, d.n, h)
 	if err != nil {
-		return catalog.Inode{}, err
-	}
-	row := directory(from, d.n.num)
-	row.Parent = d.n.root
-	if d.n.parent != nil {
-		row.Parent = d.n.parent.num
+		return row, err
 	}
 	// The list changes when the file that the path led to last does.
 	last := h.spans[len(h.spans)-1]
@@ -166,12 +101,12 @@ func (d pathDir) get(ctx context.Context) (catalog.Inode, error) {
 	return row, nil
 }
 
-func (d pathDir) lookup(ctx context.Context, name string) (catalog.Inode, error) {
+func (d versionsDir) lookup(ctx context.Context, name string) (catalog.Inode, error) {
 	if name == ".." {
 		if d.n.parent == nil {
 			return home{t: d.t, dir: d.n.root}.get(ctx)
 		}
-		return pathDir{t: d.t, n: d.n.parent}.get(ctx)
+		return versionsDir{t: d.t, n: d.n.parent}.get(ctx)
 	}
 	h, err := d.t.history(ctx, d.n)
 	if err != nil {
@@ -196,22 +131,34 @@ func (d pathDir) lookup(ctx context.Context, name string) (catalog.Inode, error)
 	return d.child(name).get(ctx)
 }
 
-func (d pathDir) child(name string) pathDir {
-	return pathDir{t: d.t, n: d.t.nodes.child(d.n, d.n.root, name, catalog.Version{})}
+func (d versionsDir) child(name string) versionsDir {
+	return versionsDir{t: d.t, n: d.t.nodes.path(d.n, name)}
 }
 
-func (d pathDir) readDir(ctx context.Context, after uint64, limit int) ([]catalog.DirEntry, error) {
+func (d versionsDir) readDir(ctx context.Context, after uint64, limit int) ([]catalog.DirEntry, error) {
 	h, err := d.t.history(ctx, d.n)
 	if err != nil {
 		return nil, err
 	}
 	var list []catalog.DirEntry
-	for after < versionCookie && len(list) < limit {
-		part, next, err := d.names(ctx, h, after, limit-len(list))
+	if after < versionCookie {
+		err := d.t.names(ctx, h, after, func(name string, cookie uint64, spans []catalog.NameSpan) (bool, error) {
+			if !shows(spans) {
+				return true, nil
+			}
+			row, err := d.child(name).get(ctx)
+			switch {
+			case err == nil:
+				list = append(list, catalog.DirEntry{Name: name, Cookie: cookie, Inode: row})
+			case !errors.Is(err, catalog.ErrStale):
+				return false, err
+			}
+			return len(list) < limit, nil
+		})
 		if err != nil {
 			return nil, err
 		}
-		list, after = append(list, part...), next
+		after = versionCookie
 	}
 	if len(list) < limit {
 		part, err := d.versions(ctx, h, after-versionCookie, limit-len(list))
@@ -223,88 +170,8 @@ func (d pathDir) readDir(ctx context.Context, after uint64, limit int) ([]catalo
 	return list, nil
 }
 
-// names lists up to limit of the names that were ever below the path, behind the cookie after, and returns the position to go on from:
-// versionCookie when there are no more.
-func (d pathDir) names(ctx context.Context, h *history, after uint64, limit int) ([]catalog.DirEntry, uint64, error) {
-	var dirs []catalog.Ino
-	for _, s := range h.spans {
-		if s.Type&unix.S_IFMT == unix.S_IFDIR && !slices.Contains(dirs, s.Ino) {
-			dirs = append(dirs, s.Ino)
-		}
-	}
-	var found []catalog.PastName
-	for _, dir := range dirs {
-		part, err := d.namesOf(ctx, h, dir, after, limit)
-		if err != nil {
-			return nil, 0, err
-		}
-		found = append(found, part...)
-	}
-	if len(found) == 0 {
-		return nil, versionCookie, nil
-	}
-	// Positions differ in all of the store.
-	slices.SortFunc(found, func(a, b catalog.PastName) int { return cmp.Compare(a.Cookie, b.Cookie) })
-	var list []catalog.DirEntry
-	for _, n := range found[:min(len(found), limit)] {
-		after = n.Cookie
-		row, err := d.child(n.Name).get(ctx)
-		if errors.Is(err, catalog.ErrStale) {
-			continue
-		}
-		if err != nil {
-			return nil, 0, err
-		}
-		list = append(list, catalog.DirEntry{Name: n.Name, Cookie: n.Cookie, Inode: row})
-	}
-	return list, after, nil
-}
-
-// namesOf returns up to limit names of one of the directories that are shown, and that no other one has in an earlier place.
-func (d pathDir) namesOf(ctx context.Context, h *history, dir catalog.Ino, after uint64, limit int) ([]catalog.PastName, error) {
-	var out []catalog.PastName
-	for len(out) < limit {
-		names, err := d.t.store.DirNames(ctx, dir, after, limit-len(out), false)
-		if err != nil || len(names) == 0 {
-			return out, err
-		}
-		for _, n := range names {
-			after = n.Cookie
-			spans, err := d.t.store.Under(ctx, h.spans, n.Name)
-			if err != nil {
-				return nil, err
-			}
-			if !shows(spans) {
-				continue
-			}
-			first, err := d.firstWith(ctx, h, n.Name)
-			if err != nil {
-				return nil, err
-			}
-			if first == dir {
-				out = append(out, n)
-			}
-		}
-	}
-	return out, nil
-}
-
-// firstWith returns the first of the directories of the path that ever had the name while the path led there.
-func (d pathDir) firstWith(ctx context.Context, h *history, name string) (catalog.Ino, error) {
-	for _, s := range h.spans {
-		spans, err := d.t.store.Under(ctx, []catalog.NameSpan{s}, name)
-		if err != nil {
-			return 0, err
-		}
-		if len(spans) > 0 {
-			return s.Ino, nil
-		}
-	}
-	return 0, nil
-}
-
 // versions lists the versions of the path behind the number done.
-func (d pathDir) versions(ctx context.Context, h *history, done uint64, limit int) ([]catalog.DirEntry, error) {
+func (d versionsDir) versions(ctx context.Context, h *history, done uint64, limit int) ([]catalog.DirEntry, error) {
 	var list []catalog.DirEntry
 	i := sort.Search(len(h.eras), func(i int) bool { return h.eras[i].count() > done })
 	for ; i < len(h.eras) && len(list) < limit; i++ {
@@ -335,7 +202,7 @@ func (d pathDir) versions(ctx context.Context, h *history, done uint64, limit in
 }
 
 // version returns the version of that number.
-func (d pathDir) version(ctx context.Context, h *history, number uint64) (catalog.DirEntry, error) {
+func (d versionsDir) version(ctx context.Context, h *history, number uint64) (catalog.DirEntry, error) {
 	i := sort.Search(len(h.eras), func(i int) bool { return h.eras[i].count() >= number })
 	if i == len(h.eras) || number == 0 {
 		return catalog.DirEntry{}, catalog.ErrNotExist
@@ -359,54 +226,19 @@ func (d pathDir) version(ctx context.Context, h *history, number uint64) (catalo
 	return entry, err
 }
 
-func (d pathDir) entry(ctx context.Context, e *era, ver catalog.Version) (catalog.DirEntry, error) {
+func (d versionsDir) entry(ctx context.Context, e *era, ver catalog.Version) (catalog.DirEntry, error) {
 	number := e.before + ver.Num - e.first + 1
 	name := versionName(number, ver, d.n.name)
-	n := d.t.nodes.child(d.n, d.n.root, name, ver)
-	row, err := versionFile{t: d.t, n: n}.get(ctx)
+	row, err := keptFile{t: d.t, n: d.t.nodes.file(d.n, name, ver.Ino, ver.Seq)}.get(ctx)
 	return catalog.DirEntry{Name: name, Cookie: versionCookie + number, Inode: row}, err
 }
 
-func (d pathDir) entryValid(name string, found bool) uint64 {
+func (d versionsDir) entryValid(name string, found bool) uint64 {
 	if _, ok := versionNumber(name); ok && found {
 		return validFixed
 	}
 	return 0
 }
-
-// versionFile is one version of a path, as it was when it was made.
-type versionFile struct {
-	plain
-	t *Tree
-	n *node
-}
-
-func (v versionFile) get(ctx context.Context) (catalog.Inode, error) {
-	row, err := v.t.store.GetAt(ctx, v.n.ver.Ino, v.n.ver.Seq)
-	if err != nil {
-		return row, err
-	}
-	row.Ino, row.Parent, row.Nlink = v.n.num, v.n.parent.num, 1
-	return row, nil
-}
-
-func (v versionFile) getXattr(ctx context.Context, name string) ([]byte, error) {
-	return v.t.store.GetXattrAt(ctx, v.n.ver.Ino, name, v.n.ver.Seq)
-}
-
-func (v versionFile) listXattr(ctx context.Context) ([]string, error) {
-	return v.t.store.ListXattrAt(ctx, v.n.ver.Ino, v.n.ver.Seq)
-}
-
-func (v versionFile) open(ctx context.Context) (*File, error) {
-	h, err := v.t.store.OpenPast(ctx, v.n.ver.Ino, v.n.ver.Seq)
-	if err != nil {
-		return nil, err
-	}
-	return &File{past: h}, nil
-}
-
-func (v versionFile) attrValid() uint64 { return validForever }
 
 // versionName is the name of a version of a path that is called name: number, time, agent, and the extension, so that programs know the file for
 // what it is.

@@ -7,11 +7,10 @@ import (
 	"holdfast/catalog"
 )
 
-// viewKey says what a view is of: the state of root after the record seq, or what was deleted in root and below.
+// viewKey says what a view is of: the state of root after the record seq.
 type viewKey struct {
-	root    catalog.Ino
-	seq     catalog.Seq
-	deleted bool
+	root catalog.Ino
+	seq  catalog.Seq
 }
 
 // view is a tree of directories with numbers of its own, so that no directory is found under two paths.

@@ -66,8 +66,8 @@ func (v *Volume) NameHistory(ctx context.Context, parent catalog.Ino, name strin
 }
 
 // DirNames is catalog.DirNames.
-func (v *Volume) DirNames(ctx context.Context, dir catalog.Ino, after uint64, max int, newest bool) ([]catalog.PastName, error) {
-	return v.cat.DirNames(ctx, dir, after, max, newest)
+func (v *Volume) DirNames(ctx context.Context, dir catalog.Ino, after uint64, max int) ([]catalog.PastName, error) {
+	return v.cat.DirNames(ctx, dir, after, max)
 }
 
 // VersionRange is catalog.VersionRange.
