@@ -361,6 +361,7 @@ func (w *rewrite) put(b *binding) error {
 		return err
 	}
 	if row.Mode&unix.S_IFMT != unix.S_IFDIR && (w.home[ino] || then.Nlink > row.Nlink) {
+		w.home[ino] = true
 		_, err := w.tx.Link(w.ctx, ino, dir, b.name)
 		return err
 	}

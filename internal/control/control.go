@@ -65,6 +65,7 @@ type Ops interface {
 	// Unmount ends the mount: ErrBusy when it is in use, unless lazy, which takes it out of the tree at once and ends it when
 	// the last user has gone. ErrNotMounted when there is none.
 	Unmount(ctx context.Context, lazy bool) error
+	History
 	// Close releases the connection, or closes the volume that Dial opened.
 	Close() error
 }

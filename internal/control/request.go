@@ -32,6 +32,7 @@ type request struct {
 	who       Caller // agent and program only: who calls is the kernel's word
 	recursive bool
 	lazy      bool
+	history   historyRequest
 }
 
 // parameters returns the names of the parameters that an operation knows; nil when there is no such operation.
@@ -50,7 +51,7 @@ func parameters(method, route string) []string {
 	case "POST " + routeUnmount:
 		return []string{"lazy"}
 	}
-	return nil
+	return historyParameters(method, route)
 }
 
 // parseRequest validates the target of a request; its size was bounded by the server's header limit.
@@ -87,10 +88,13 @@ func parseRequest(r *http.Request) (request, error) {
 	if q.at != (Selector{Number: q.at.Number}) && q.at != (Selector{Time: q.at.Time}) && q.at != (Selector{Seq: q.at.Seq}) {
 		return request{}, fmt.Errorf("%w: more than one of number, time and seq", ErrRequest)
 	}
-	return q, nil
+	return q, q.complete()
 }
 
 func (q *request) set(name, v string) (err error) {
+	if ok, err := q.history.set(name, v); ok {
+		return err
+	}
 	switch name {
 	case "path":
 		q.path, err = CleanPath(v)
@@ -178,6 +182,8 @@ func (q request) target() string {
 			v.Set(name, formatFlag(q.recursive))
 		case "lazy":
 			v.Set(name, formatFlag(q.lazy))
+		default:
+			q.setQuery(v, name)
 		}
 	}
 	if len(v) == 0 {

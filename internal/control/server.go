@@ -115,6 +115,9 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	q.who.UID, q.who.GID, q.who.PID = cred.Uid, cred.Gid, uint32(cred.Pid)
+	if s.serveHistory(w, r, q) {
+		return
+	}
 	ctx := r.Context()
 	switch q.method + " " + q.route {
 	case "GET " + routeStatus:
