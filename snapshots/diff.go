@@ -162,10 +162,13 @@ func (d *differ) pair(p string, a, b catalog.Inode, depth int) error {
 	if a.Ino == b.Ino {
 		return d.same(p, "", a, b, depth)
 	}
-	if a.Ino != 0 && b.Ino != 0 && (a.Mode^b.Mode)&unix.S_IFMT == 0 && !isDir(a.Mode) {
+	if a.Ino != 0 && b.Ino != 0 && (a.Mode^b.Mode)&unix.S_IFMT == 0 {
 		alive, err := d.either(a.Ino, d.b, b.Ino, d.a)
 		if err != nil {
 			return err
+		}
+		if !alive && isDir(a.Mode) { // it was removed and made anew
+			return d.same(p, "", a, b, depth)
 		}
 		if !alive { // a program wrote a new file and renamed it over the old one
 			fields, err := d.fields(a, b)
@@ -234,7 +237,7 @@ func (d *differ) same(p, from string, a, b catalog.Inode, depth int) error {
 	if err != nil {
 		return err
 	}
-	if from != "" {
+	if from != "" && from != p {
 		err = d.tell(DiffRenamed, p, from, b, fields)
 	} else if len(fields) > 0 {
 		err = d.tell(DiffChanged, p, "", b, fields)

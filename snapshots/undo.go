@@ -59,7 +59,7 @@ func (u Undo) Run(ctx context.Context, vol *volume.Volume, who catalog.Actor) (R
 			return err
 		}
 		p = d.p
-		if len(p.names)+len(p.inodes) == 0 {
+		if len(p.names)+len(p.inodes)+len(p.times) == 0 {
 			return errDryRun
 		}
 		if err := carryOut(ctx, vol, tx, touched, p); err != nil {
@@ -488,6 +488,19 @@ func (d *decider) decideInode(ino catalog.Ino, t *trail, b *binding) error {
 	}
 	if row.Mode&unix.S_IFMT != then.Mode&unix.S_IFMT {
 		return fmt.Errorf("%s: %w: inode %d has changed its type", p, catalog.ErrDamaged, ino)
+	}
+	fields, err := differences(d.ctx, d.vol, then, at, row, catalog.Head)
+	switch {
+	case err != nil:
+		return err
+	case len(fields) > 0:
+	case isDir(then.Mode) && d.c.shared[ino].seq == 0 && !d.kept[ino]:
+		if old, ok := d.p.times[ino]; !ok || at < old {
+			d.p.times[ino] = at
+		}
+		return nil
+	default:
+		return nil
 	}
 	d.p.inodes[ino], d.p.paths[ino] = at, p
 	if isDir(then.Mode) && (d.c.shared[ino].seq != 0 || d.kept[ino]) {
