@@ -161,7 +161,7 @@ func plant(store Tree, virtual []Virtual) ([]*branch, error) {
 	if len(virtual) >= maxVirtual {
 		return nil, fmt.Errorf("%d virtual trees, at most %d are possible", len(virtual), maxVirtual-1)
 	}
-	all := []*branch{{Tree: store, valid: kernel.Valid}}
+	all := []*branch{{Tree: store, valid: kernel.Valid, lease: new(revived)}}
 	for i, v := range virtual {
 		if v.Name == "" || v.Name == "." || v.Name == ".." || len(v.Name) > catalog.MaxName {
 			return nil, fmt.Errorf("a virtual tree cannot be called %q", v.Name)

@@ -285,7 +285,7 @@ func TestRestoreModel(t *testing.T) {
 	p := newPast(t)
 	p.mkdir("a", "/top")
 	moments := []catalog.Seq{p.now()}
-	for range 25 {
+	for range 12 {
 		p.randomly(r, "a", "/top", 12)
 		moments = append(moments, p.now())
 		at := moments[r.IntN(len(moments))]
@@ -313,7 +313,7 @@ func TestUndoModel(t *testing.T) {
 	p := newPast(t)
 	p.mkdir("good", "/top")
 	p.mkdir("good", "/other")
-	for range 25 {
+	for range 12 {
 		p.randomly(r, "good", "/top", 8)
 		p.randomly(r, "good", "/other", 3)
 		start := p.since()

@@ -353,6 +353,9 @@ func (w *rewrite) put(b *binding) error {
 	}
 	if row.Nlink == 0 {
 		w.home[ino] = true
+		if isDir(row.Mode) {
+			w.touched.Revived = append(w.touched.Revived, ino)
+		}
 		_, err := w.tx.Revive(w.ctx, ino, dir, b.name)
 		return err
 	}

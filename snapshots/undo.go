@@ -368,11 +368,15 @@ func (d *decider) cannotGo(b *binding, leaving map[catalog.Ino]int) (reason, age
 	if !isDir(row.Mode) && uint32(leaving[b.now]) < row.Nlink {
 		return "", "", nil // it keeps another name
 	}
-	then, err := d.vol.GetAt(d.ctx, b.now, d.c.start-1)
-	if err != nil && !errors.Is(err, catalog.ErrStale) {
-		return "", "", err
+	older := true // than the changes that are undone, and than the last of them that gave it this name
+	for _, at := range []catalog.Seq{d.c.start - 1, b.at} {
+		then, err := d.vol.GetAt(d.ctx, b.now, at)
+		if err != nil && !errors.Is(err, catalog.ErrStale) {
+			return "", "", err
+		}
+		older = older && err == nil && then.Nlink > 0
 	}
-	if err == nil && then.Nlink > 0 {
+	if older {
 		return "it would have no place: the one that it had is taken, or left as it is", "", nil
 	}
 	if !isDir(row.Mode) || d.u.Force {
@@ -430,7 +434,7 @@ func (d *decider) decideInodes() error {
 // decideTimes gives directories their times back in which nobody else changed a name, and nothing was left.
 func (d *decider) decideTimes() error {
 	for k, t := range d.c.names {
-		if t.first == 0 || d.c.shared[k.dir].seq != 0 || d.kept[k.dir] {
+		if t.first == 0 || d.kept[k.dir] || d.c.shared[k.dir].seq > t.before(d.u.Force) {
 			continue
 		}
 		if p, err := d.pathOf(k.dir, 0); err != nil {
@@ -494,7 +498,7 @@ func (d *decider) decideInode(ino catalog.Ino, t *trail, b *binding) error {
 	case err != nil:
 		return err
 	case len(fields) > 0:
-	case isDir(then.Mode) && d.c.shared[ino].seq == 0 && !d.kept[ino]:
+	case isDir(then.Mode) && d.c.shared[ino].seq <= at && !d.kept[ino]:
 		if old, ok := d.p.times[ino]; !ok || at < old {
 			d.p.times[ino] = at
 		}
@@ -503,7 +507,7 @@ func (d *decider) decideInode(ino catalog.Ino, t *trail, b *binding) error {
 		return nil
 	}
 	d.p.inodes[ino], d.p.paths[ino] = at, p
-	if isDir(then.Mode) && (d.c.shared[ino].seq != 0 || d.kept[ino]) {
+	if isDir(then.Mode) && (d.c.shared[ino].seq > at || d.kept[ino]) {
 		d.p.noTimes[ino] = true
 	}
 	return d.p.full()

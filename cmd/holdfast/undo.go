@@ -22,6 +22,9 @@ func (e *env) moment(command, text string) (snapshots.Moment, error) {
 	if errors.Is(err, snapshots.ErrMalformed) && !strings.HasPrefix(text, "@") {
 		m, err = snapshots.ParseMoment(text, e.now())
 	}
+	if err == nil && !m.Relative && !m.Time.IsZero() && !strings.HasPrefix(text, "@") && snapshots.CheckName(text) == nil {
+		m = snapshots.Moment{Name: text} // an automatic snapshot, if there is one of that name; else the time
+	}
 	if err != nil {
 		return m, usagef(command, "%v", err)
 	}
@@ -33,7 +36,7 @@ func (e *env) since(c *cli.Context) (time.Time, error) {
 	if !c.IsSet("since") {
 		return time.Time{}, nil
 	}
-	m, err := e.moment(c.Command.Name, c.String("since"))
+	m, err := e.moment(c.Command.Name, "@"+strings.TrimPrefix(c.String("since"), "@"))
 	if err == nil && m.Time.IsZero() {
 		err = usagef(c.Command.Name, "--since wants a time, such as 10m or 2026-01-31T12:00:00Z, not %s", quoteAlways(c.String("since")))
 	}

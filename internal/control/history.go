@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -386,8 +387,15 @@ func (l *Local) Diff(ctx context.Context, from, to snapshots.Moment, p string, f
 	})
 }
 
+// resolve finds a moment. A time may be given as the name of the snapshot that would be made at that time.
 func (l *Local) resolve(ctx context.Context, m snapshots.Moment) (catalog.Seq, error) {
-	return m.Resolve(ctx, l.vol, l.vol)
+	seq, err := m.Resolve(ctx, l.vol, l.vol)
+	if errors.Is(err, snapshots.ErrNoSnapshot) {
+		if t, parseErr := time.Parse(time.RFC3339, m.Name); parseErr == nil {
+			return snapshots.Moment{Time: t}.Resolve(ctx, l.vol, l.vol)
+		}
+	}
+	return seq, err
 }
 
 // text makes a path fit for JSON and terminals.

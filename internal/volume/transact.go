@@ -10,7 +10,12 @@ import (
 type Touched struct {
 	Names  []NameKey
 	Inodes []catalog.Ino
+	// Revived are directories that had been removed and have a name again.
+	Revived []catalog.Ino
 }
+
+// Reviver is what an Invalidator may be besides: it is told of directories that come back under their old number, before it is told of their names.
+type Reviver interface{ Revived(ino catalog.Ino) }
 
 // NameKey is a name in a directory.
 type NameKey struct {
@@ -30,6 +35,11 @@ func (v *Volume) Transact(ctx context.Context, who catalog.Actor, op catalog.Op,
 	i := v.invalidator
 	v.mu.RUnlock()
 	if i != nil {
+		if r, ok := i.(Reviver); ok {
+			for _, ino := range touched.Revived {
+				r.Revived(ino)
+			}
+		}
 		for _, n := range touched.Names {
 			i.InvalidateEntry(n.Parent, n.Name)
 			i.InvalidateInode(n.Parent)
