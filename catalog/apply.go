@@ -41,6 +41,8 @@ const (
 	stageRows                 // before the transaction
 	stageSettle               // after the transaction
 	stageBlobSeq              // before the blobstore is synced
+	stagePrune                // before a record of retention
+	stageDelete               // before a blob is deleted
 )
 
 // applier brings catalog.db and the blobstore up to the journal, in the background.

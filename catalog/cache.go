@@ -87,6 +87,13 @@ func (c *cache[K, V]) settle(k K, applied Seq) {
 	}
 }
 
+// drop removes a value that nothing holds and catalog.db has.
+func (c *cache[K, V]) drop(k K) {
+	if n := c.m[k]; n != nil && n.seq == 0 && !n.held {
+		c.remove(k)
+	}
+}
+
 func (c *cache[K, V]) remove(k K) {
 	if n := c.m[k]; n != nil {
 		c.unlink(n)

@@ -180,6 +180,11 @@ type Catalog struct {
 	app  applier
 	pins pins
 
+	pruneMu     sync.Mutex // held by the one Prune in progress, before all other locks; guards what follows
+	pruneCursor Seq        // up to here files were looked at for too many versions
+	pruneLimits map[string]int
+	retry       map[Ino]struct{} // inodes of which something could not go
+
 	damage  []error // set by Open only
 	corrupt atomic.Bool
 }

@@ -72,6 +72,10 @@ func (c *Catalog) CommitAside(ctx context.Context, who Actor, cm Commit, x Confl
 	if err := c.admit(ctx); err != nil {
 		return x, err
 	}
+	if err := c.pinNew(ctx, &cm); err != nil {
+		return x, err
+	}
+	defer c.unpinNew(&cm)
 	if cm.UnsyncedBlobs {
 		c.blobGate.RLock() // held across the append: see makeDurable
 		defer c.blobGate.RUnlock()

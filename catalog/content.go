@@ -26,6 +26,10 @@ func (c *Catalog) Commit(ctx context.Context, who Actor, cm Commit) (Inode, erro
 	if err := c.admit(ctx); err != nil {
 		return Inode{}, err
 	}
+	if err := c.pinNew(ctx, &cm); err != nil {
+		return Inode{}, err
+	}
+	defer c.unpinNew(&cm)
 	if cm.UnsyncedBlobs {
 		c.blobGate.RLock() // held across the append: see makeDurable
 		defer c.blobGate.RUnlock()

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -114,19 +115,44 @@ func (m *memBlobs) Sidecar(_ context.Context, h blobstore.Hash) (blobstore.Sidec
 }
 
 func (m *memBlobs) Verify(context.Context, blobstore.Ref) error { return nil }
-func (m *memBlobs) Delete(context.Context, blobstore.Hash) error {
-	return errors.ErrUnsupported
+
+func (m *memBlobs) Delete(_ context.Context, h blobstore.Hash) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.data, h)
+	delete(m.synced, h)
+	return nil
 }
-func (m *memBlobs) List(context.Context, blobstore.Hash, func(blobstore.Hash) error) error {
-	return errors.ErrUnsupported
+
+func (m *memBlobs) List(_ context.Context, after blobstore.Hash, fn func(blobstore.Hash) error) error {
+	for _, h := range m.names() {
+		if bytes.Compare(h[:], after[:]) > 0 {
+			if err := fn(h); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
+
+func (m *memBlobs) names() (list []blobstore.Hash) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for h := range m.data {
+		list = append(list, h)
+	}
+	slices.SortFunc(list, func(a, b blobstore.Hash) int { return bytes.Compare(a[:], b[:]) })
+	return list
+}
+
 func (m *memBlobs) Stats(context.Context) (blobstore.Stats, error) { return blobstore.Stats{}, nil }
 func (m *memBlobs) Close() error                                   { return nil }
 
 // clock is a time that tests set.
 type clock struct {
-	mu  sync.Mutex
-	now int64
+	mu   sync.Mutex
+	now  int64
+	step int64 // of a tick; 0: 1000
 }
 
 func (c *clock) read() time.Time {
@@ -138,7 +164,7 @@ func (c *clock) read() time.Time {
 func (c *clock) tick() Timestamp {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.now += 1000
+	c.now += max(c.step, 1000)
 	return c.now
 }
 
@@ -282,6 +308,10 @@ func dump(t testing.TB, dir string) string {
 		"extents":  "ino, from_seq, off, len, ifnull(to_seq, 'live'), hex(blob), blob_size, hex(root), blob_off",
 		"versions": "ino, num, seq, time, size, hex(sum), hex(prev), hex(digest), actor, pid",
 		"blobs":    "hex(hash), size, hex(root), level, seq, segment, offset",
+
+		"snapshots": "hex(name), seq, time, flags",
+		"conflicts": "seq, ino, hex(path), lost, won, side, time, lost_by, lost_pid, won_by, won_pid",
+		"gaps":      "ino, after, before", "kept": "hex(policy), seq",
 	}
 	names := make([]string, 0, len(tables))
 	for n := range tables {

@@ -26,7 +26,42 @@ func (c *Catalog) moment(at Seq) past {
 
 // GetAt returns the row that an inode had after the record at. ErrStale when it was not there yet.
 func (c *Catalog) GetAt(ctx context.Context, ino Ino, at Seq) (Inode, error) {
-	return c.pastInode(ctx, ino, c.moment(at))
+	p := c.moment(at)
+	row, err := c.pastInode(ctx, ino, p)
+	return row, c.afterAll(ctx, err, ino, p)
+}
+
+// afterAll is err, or ErrThinned when it turns out that what was read of the inode may not be what it was. The question comes after the reading: rows go in
+// the transaction that remembers the gap.
+func (c *Catalog) afterAll(ctx context.Context, err error, ino Ino, p past) error {
+	if err != nil && !errors.Is(err, ErrNotExist) && !errors.Is(err, ErrStale) {
+		return err
+	}
+	if thinned := c.Exact(ctx, ino, p.at); thinned != nil {
+		return thinned
+	}
+	if errors.Is(err, ErrStale) {
+		return c.staleOrGone(ctx, ino, p)
+	}
+	return err
+}
+
+// staleOrGone is ErrStale for an inode that was not there yet, and ErrThinned for one of which retention has left nothing.
+func (c *Catalog) staleOrGone(ctx context.Context, ino Ino, p past) error {
+	c.mu.RLock()
+	known := p.at < c.thinned && ino > 0 && ino < c.nextIno
+	c.mu.RUnlock()
+	if !known {
+		return ErrStale
+	}
+	_, ok, err := loadInode(ctx, c.db, ino, Head)
+	if err != nil {
+		return c.readFailed("read an inode", err)
+	}
+	if ok {
+		return ErrStale
+	}
+	return fmt.Errorf("inode %d after record %d: %w; nothing of it is kept", ino, p.at, ErrThinned)
 }
 
 func (c *Catalog) pastInode(ctx context.Context, ino Ino, p past) (Inode, error) {
@@ -54,7 +89,7 @@ func (c *Catalog) pastInode(ctx context.Context, ino Ino, p past) (Inode, error)
 func (c *Catalog) LookupAt(ctx context.Context, parent Ino, name string, at Seq) (Inode, error) {
 	p := c.moment(at)
 	dir, err := c.pastInode(ctx, parent, p)
-	if err != nil {
+	if err := c.afterAll(ctx, err, parent, p); err != nil {
 		return Inode{}, err
 	}
 	if !isDir(dir.Mode) {
@@ -64,21 +99,21 @@ func (c *Catalog) LookupAt(ctx context.Context, parent Ino, name string, at Seq)
 	case ".":
 		return dir, nil
 	case "..":
-		return c.pastInode(ctx, dir.Parent, p)
+		return c.GetAt(ctx, dir.Parent, at)
 	}
 	if err := checkName(name); err != nil {
 		return Inode{}, err
 	}
 	ino, err := c.pastName(ctx, parent, name, p)
-	if err != nil {
+	if err == nil && ino == 0 {
+		err = ErrNotExist
+	}
+	if err := c.afterAll(ctx, err, parent, p); err != nil {
 		return Inode{}, err
 	}
-	if ino == 0 {
-		return Inode{}, ErrNotExist
-	}
 	row, err := c.pastInode(ctx, ino, p)
-	if err != nil {
-		return Inode{}, c.orphan(parent, name, ino, err)
+	if err := c.afterAll(ctx, err, ino, p); err != nil {
+		return Inode{}, c.orphanAt(ctx, parent, name, ino, err, p)
 	}
 	return row, nil
 }
@@ -102,7 +137,7 @@ func (c *Catalog) pastName(ctx context.Context, parent Ino, name string, p past)
 func (c *Catalog) ReadDirAt(ctx context.Context, dir Ino, after uint64, max int, at Seq) ([]DirEntry, error) {
 	p := c.moment(at)
 	row, err := c.pastInode(ctx, dir, p)
-	if err != nil {
+	if err := c.afterAll(ctx, err, dir, p); err != nil {
 		return nil, err
 	}
 	if !isDir(row.Mode) {
@@ -140,13 +175,20 @@ func (c *Catalog) ReadDirAt(ctx context.Context, dir Ino, after uint64, max int,
 		if n := inodes[ino]; n != nil {
 			r.Inode = *n
 		} else if r.noInode {
-			if r.Inode, err = c.pastInode(ctx, ino, p); err != nil {
-				return nil, c.orphan(dir, r.Name, ino, err)
+			r.Inode, err = c.pastInode(ctx, ino, p)
+			if err = c.afterAll(ctx, err, ino, p); err != nil {
+				if err = c.orphanAt(ctx, dir, r.Name, ino, err, p); !errors.Is(err, ErrThinned) {
+					return nil, err
+				}
+				r.Thinned, r.Inode = true, Inode{Ino: ino, Mode: r.typ}
 			}
 		}
 		list[i] = r.DirEntry
 	}
-	return list, nil
+	if err := c.afterAll(ctx, nil, dir, p); err != nil {
+		return nil, err
+	}
+	return list, c.markThinned(ctx, list, p.at)
 }
 
 func (c *Catalog) pastExtents(ctx context.Context, ino Ino, p past) ([]Extent, error) {
@@ -168,7 +210,7 @@ func (c *Catalog) pastExtents(ctx context.Context, ino Ino, p past) ([]Extent, e
 			}
 		}
 	}
-	return m.list(), nil
+	return m.list(), c.afterAll(ctx, nil, ino, p)
 }
 
 func (c *Catalog) pastXattrs(ctx context.Context, ino Ino, at Seq) (map[string][]byte, error) {
@@ -191,7 +233,7 @@ func (c *Catalog) pastXattrs(ctx context.Context, ino Ino, at Seq) (map[string][
 			}
 		}
 	}
-	return set, nil
+	return set, c.afterAll(ctx, nil, ino, p)
 }
 
 // GetXattrAt is GetXattr after the record at.

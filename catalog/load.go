@@ -127,10 +127,11 @@ func scanExtents(ctx context.Context, db *sqldb.DB, query string, args ...int64)
 // dirRow is a dentry with the row of its inode.
 type dirRow struct {
 	DirEntry
-	noInode bool // the inode's row is missing
+	noInode bool   // the inode's row is missing
+	typ     uint32 // S_IFMT bits, by the name
 }
 
-const dirJoin = `SELECT d.cookie, d.name, d.ino, ` + inodeColumns + ` FROM dentries d LEFT JOIN inodes i
+const dirJoin = `SELECT d.cookie, d.name, d.ino, d.type, ` + inodeColumns + ` FROM dentries d LEFT JOIN inodes i
 	ON i.ino = d.ino AND i.from_seq = (SELECT max(from_seq) FROM inodes WHERE ino = d.ino AND from_seq <= ?)
 	WHERE d.parent = ? AND d.cookie > ? AND `
 
@@ -188,10 +189,10 @@ func scanDir(ctx context.Context, db *sqldb.DB, query string, args ...int64) (li
 			if st.Len(1) == 0 || st.Len(1) > MaxName {
 				return fmt.Errorf("catalog.db: a name in directory %d is impossible: %w", args[1], sqldb.ErrCorrupt)
 			}
-			r := dirRow{DirEntry: DirEntry{Name: string(st.AppendBytes(nil, 1)), Cookie: uint64(st.Int64(0))}, noInode: st.IsNull(3)}
+			r := dirRow{DirEntry: DirEntry{Name: string(st.AppendBytes(nil, 1)), Cookie: uint64(st.Int64(0))}, noInode: st.IsNull(4), typ: uint32(st.Int64(3))}
 			if r.noInode {
 				r.Inode.Ino = Ino(st.Int64(2))
-			} else if r.Inode, err = scanInode(st, 3); err != nil {
+			} else if r.Inode, err = scanInode(st, 4); err != nil {
 				return err
 			}
 			list = append(list, r)

@@ -95,8 +95,11 @@ func (c *Catalog) loadPast(ctx context.Context) (err error) {
 	if c.db.Version() < dbFormat { // read-only, and older than all that
 		return nil
 	}
-	c.snapshots, err = loadSnapshots(ctx, c.db)
-	return c.readFailed("read the snapshots", err)
+	if c.snapshots, err = loadSnapshots(ctx, c.db); err != nil {
+		return c.readFailed("read the snapshots", err)
+	}
+	c.kept, err = loadKept(ctx, c.db)
+	return c.readFailed("read the kept moments", err)
 }
 
 func (c *Catalog) journalOptions(m meta) journal.Options {
@@ -109,7 +112,7 @@ func (c *Catalog) openDB(ctx context.Context) (meta, error) {
 	path := filepath.Join(c.opt.Dir, dbName)
 	marker := filepath.Join(c.opt.Dir, rebuildName)
 	open := func() (m meta, err error) {
-		o := sqldb.Options{Path: path, ReadOnly: c.opt.ReadOnly, Schema: schema, Version: dbFormat, Upgrades: []string{schema2}, CacheBytes: 16 << 20}
+		o := sqldb.Options{Path: path, ReadOnly: c.opt.ReadOnly, Schema: schema, Version: dbFormat, Upgrades: []string{schema2}, Shrinkable: true, CacheBytes: 16 << 20}
 		if c.db, err = sqldb.Open(ctx, o); err != nil {
 			return m, err
 		}

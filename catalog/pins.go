@@ -62,6 +62,25 @@ func (c *Catalog) Unpin(hashes ...blobstore.Hash) {
 	}
 }
 
+// pinNew pins the blobs that a commit introduces: one of the same name may just be on its way out.
+func (c *Catalog) pinNew(ctx context.Context, cm *Commit) error {
+	for i := range cm.Blobs {
+		if err := c.pins.pin(ctx, cm.Blobs[i].Ref.Hash); err != nil {
+			for j := range i {
+				c.Unpin(cm.Blobs[j].Ref.Hash)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Catalog) unpinNew(cm *Commit) {
+	for i := range cm.Blobs {
+		c.Unpin(cm.Blobs[i].Ref.Hash)
+	}
+}
+
 func (p *pins) pinned(h blobstore.Hash) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -112,6 +112,9 @@ func (w *world) splice(ino Ino) Commit {
 		var e Extent
 		if len(w.pool) > 0 && w.rnd.IntN(3) == 0 {
 			e.Blob = w.pool[w.rnd.IntN(len(w.pool))]
+			if _, ok, err := w.c.HasBlob(context.Background(), e.Blob.Hash); err != nil || !ok { // retention has deleted it
+				cm.Blobs = append(cm.Blobs, bodyBlob(w.m.blobs[e.Blob.Hash]))
+			}
 		} else {
 			body := make([]byte, 1+w.rnd.IntN(400))
 			for i := range body {

@@ -108,7 +108,7 @@ func mergeChanges(changes []dirChangeAt, max int, load func(after uint64, n int)
 		ch := changes[0]
 		changes = changes[1:]
 		if ch.ino != 0 {
-			r := dirRow{DirEntry: DirEntry{Name: ch.name, Cookie: ch.cookie}, noInode: true}
+			r := dirRow{DirEntry: DirEntry{Name: ch.name, Cookie: ch.cookie}, noInode: true, typ: ch.typ}
 			r.Inode.Ino = ch.ino
 			out = append(out, r)
 		}

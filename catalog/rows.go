@@ -85,6 +85,11 @@ func (w *rowWriter) write(c *sqldb.Conn, r *Record, pos journal.Pos) error {
 			return err
 		}
 	}
+	if r.Pruned != nil {
+		if err := w.prune(c, r.Pruned); err != nil {
+			return err
+		}
+	}
 	for i := range r.Blobs {
 		if err := insertBlob(c, &r.Blobs[i], r.Seq, pos); err != nil {
 			return err

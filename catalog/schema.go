@@ -57,8 +57,10 @@ CREATE TABLE conflicts (
 CREATE TABLE gaps (ino INTEGER NOT NULL, after INTEGER NOT NULL, before INTEGER NOT NULL, PRIMARY KEY (ino, after)) WITHOUT ROWID;
 CREATE TABLE kept (policy BLOB NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (policy, seq)) WITHOUT ROWID;
 CREATE TABLE loose (hash BLOB PRIMARY KEY, forgotten INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX dentries_ended ON dentries (parent, to_seq) WHERE to_seq IS NOT NULL;
 CREATE INDEX inodes_seq ON inodes (from_seq);
 CREATE INDEX extents_blob ON extents (substr(blob, 1, 8));
+INSERT INTO meta (key, value) SELECT 'thinned', 0 FROM meta WHERE key = 'applied_seq';
 `
 
 // meta is what catalog.db says of itself.
@@ -69,6 +71,7 @@ type meta struct {
 	nextIno    Ino
 	nextCookie uint64
 	lastTime   Timestamp // of the record applied
+	thinned    Seq       // retention has taken nothing away of moments from here on
 	counts
 }
 
@@ -124,6 +127,13 @@ func (m *meta) advance(r *Record) {
 	for i := range r.Inodes {
 		m.nextIno = max(m.nextIno, r.Inodes[i].Ino+1)
 	}
+	if r.Pruned != nil {
+		for i := range r.Pruned.Drops {
+			if d := &r.Pruned.Drops[i]; !d.whole() {
+				m.thinned = max(m.thinned, d.Before)
+			}
+		}
+	}
 	for i := range r.Dentries {
 		m.nextCookie = max(m.nextCookie, r.Dentries[i].Cookie+1)
 	}
@@ -138,7 +148,7 @@ func (m *meta) fields() map[string]int64 {
 	return map[string]int64{
 		"applied_seq": int64(m.applied), "blobs_seq": int64(m.blobsSeq), "next_ino": int64(m.nextIno),
 		"next_cookie": int64(m.nextCookie), "last_time": m.lastTime, "files": m.files, "dirs": m.dirs,
-		"versions": m.versions, "oldest_version": m.oldest,
+		"versions": m.versions, "oldest_version": m.oldest, "thinned": int64(m.thinned),
 	}
 }
 
@@ -176,13 +186,16 @@ func loadMeta(ctx context.Context, db *sqldb.DB, store [16]byte) (meta, error) {
 			return nil
 		}
 		for key := range m.fields() {
+			if key == "thinned" && db.Version() < dbFormat {
+				continue
+			}
 			if v, ok := ints[key]; !ok || v < 0 && key != "last_time" && key != "oldest_version" {
 				return fmt.Errorf("catalog.db: meta.%s is missing or negative: %w", key, sqldb.ErrCorrupt)
 			}
 		}
 		m.applied, m.blobsSeq = Seq(ints["applied_seq"]), Seq(ints["blobs_seq"])
 		m.nextIno, m.nextCookie = Ino(ints["next_ino"]), uint64(ints["next_cookie"])
-		m.lastTime = ints["last_time"]
+		m.lastTime, m.thinned = ints["last_time"], Seq(ints["thinned"])
 		m.counts = counts{files: ints["files"], dirs: ints["dirs"], versions: ints["versions"], oldest: ints["oldest_version"]}
 		return nil
 	})

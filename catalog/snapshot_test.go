@@ -135,7 +135,7 @@ func downgrade(t *testing.T, dir string) {
 	defer db.Close()
 	err = db.Write(context.Background(), func(c *sqldb.Conn) error {
 		return c.Script(`DROP TABLE snapshots; DROP TABLE conflicts; DROP TABLE gaps; DROP TABLE kept; DROP TABLE loose;
-			DROP INDEX inodes_seq; DROP INDEX extents_blob; PRAGMA user_version = 1`)
+			DROP INDEX inodes_seq; DROP INDEX extents_blob; DROP INDEX dentries_ended; DELETE FROM meta WHERE key = 'thinned'; PRAGMA user_version = 1`)
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -32,6 +32,9 @@ type state struct {
 	unwritten map[Ino]struct{}
 
 	snapshots map[string]Snapshot
+	// kept are, by policy, the moments up to which history is thinned, in order: between two neighbours nothing is left but what holds at
+	// them. The last is the horizon.
+	kept map[string][]Seq
 
 	queue        []*pending // records above meta.applied, in order; the slice is never changed in place
 	pendingBytes int64
@@ -128,7 +131,7 @@ func newState(limit int, m meta) state {
 		dirs:    make(map[Ino]*btree.Map[uint64, dirChange]),
 		bodies:  make(map[blobstore.Hash]*pendingBody), newBlobs: make(map[blobstore.Hash]pendingBlob),
 		deferred: make(map[Ino]struct{}), unwritten: make(map[Ino]struct{}),
-		noXattrs: new(xattrSet), snapshots: make(map[string]Snapshot), meta: m, last: m.applied,
+		noXattrs: new(xattrSet), snapshots: make(map[string]Snapshot), kept: make(map[string][]Seq), meta: m, last: m.applied,
 	}
 	return s
 }
@@ -159,6 +162,10 @@ func (s *state) remember(p *pending) {
 		n.val.splices = append(n.val.splices, pendingSplice{r.Seq, sp})
 	}
 	s.rememberSnapshots(r)
+	if r.Pruned != nil {
+		s.rememberKept(r.Pruned)
+		s.forgetInodes(r.Pruned)
+	}
 	for i := range r.Blobs {
 		b := &r.Blobs[i]
 		s.newBlobs[b.Ref.Hash] = pendingBlob{b.Ref, r.Seq}
@@ -244,6 +251,17 @@ func (s *state) rememberXattr(x *Xattr, p *pending) {
 	}
 	p.xattrs[x.Ino] = set
 	s.xattrs.dirty(x.Ino, p.rec.Seq).val = set
+}
+
+// forgetInodes lets go of inodes that retention takes away as a whole.
+func (s *state) forgetInodes(p *Pruned) {
+	for i := range p.Drops {
+		if d := &p.Drops[i]; d.whole() {
+			s.inodes.drop(d.Ino)
+			s.xattrs.drop(d.Ino)
+			s.content.drop(d.Ino)
+		}
+	}
 }
 
 // settle lets go of what the first n records of the queue pinned: catalog.db has them now.

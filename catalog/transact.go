@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/blobstore"
 )
 
 // Tx is one record in the making: many changes that take effect together. Each sees what those before it left. It is used by one goroutine, and
@@ -24,6 +26,7 @@ type changes struct {
 	xattrs    map[Ino]*xattrSet // of inodes whose attributes were changed, as they are now
 	xattrRows map[xattrKey]int  // places in Record.Xattrs
 	committed map[Ino]struct{}  // inodes whose content was changed
+	pinned    []blobstore.Hash  // until the record is written
 	err       error             // why the record cannot be written any more
 }
 
@@ -53,9 +56,16 @@ func (c *Catalog) Transact(ctx context.Context, who Actor, op Op, path string, f
 	defer c.blobGate.RUnlock()
 	c.order.Lock()
 	defer c.order.Unlock()
+	var many *changes
+	defer func() {
+		if many != nil {
+			c.Unpin(many.pinned...)
+		}
+	}()
 	err := c.mutateLocked(who, op, func(t *txn) error {
-		t.many = &changes{firstNew: t.new, rows: make(map[Ino]int), names: make(map[nameKey]*nameChange), dirs: make(map[Ino][]string),
+		many = &changes{firstNew: t.new, rows: make(map[Ino]int), names: make(map[nameKey]*nameChange), dirs: make(map[Ino][]string),
 			xattrs: make(map[Ino]*xattrSet), xattrRows: make(map[xattrKey]int), committed: make(map[Ino]struct{})}
+		t.many = many
 		t.p.rec.Path = clipPath(path)
 		if err := fn(&Tx{t}); err != nil {
 			return err
@@ -383,6 +393,12 @@ func (tx *Tx) Commit(ctx context.Context, cm Commit) (Inode, error) {
 	}
 	if _, twice := tx.t.many.committed[cm.Ino]; twice {
 		return Inode{}, fmt.Errorf("%w: the content of inode %d was changed in this transaction already", ErrInvalid, cm.Ino)
+	}
+	if err := tx.t.c.pinNew(ctx, &cm); err != nil {
+		return Inode{}, err
+	}
+	for i := range cm.Blobs {
+		tx.t.many.pinned = append(tx.t.many.pinned, cm.Blobs[i].Ref.Hash)
 	}
 	row, err := tx.t.commitContent(ctx, &cm)
 	if err != nil {

@@ -220,4 +220,7 @@ type DirEntry struct {
 	Name   string
 	Cookie uint64 // pass it to ReadDir to go on behind this entry
 	Inode  Inode
+	// Thinned is set by ReadDirAt when the name is known and what it led to is not: retention has thinned it away, because it was moved to where
+	// less is kept. Inode then has a number and a type only.
+	Thinned bool
 }

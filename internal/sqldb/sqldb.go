@@ -55,6 +55,8 @@ type Options struct {
 	// Upgrades are scripts that bring an older database forward when it is opened for writing, all in one transaction: the last from Version-1 to
 	// Version, the one before it from Version-2, and so on. Read-only, a database that they could upgrade is opened as it is.
 	Upgrades []string
+	// Shrinkable lays a new database out so that Shrink can give free pages back.
+	Shrinkable bool
 	// PageSize of a new database, in bytes; default 4096.
 	PageSize int
 	// CacheBytes is the page cache of the writer, ReadCacheBytes that of each reader; defaults 8 MiB and 2 MiB.
@@ -247,6 +249,9 @@ func (db *DB) openConn(write bool) (*Conn, error) {
 	pragmas := fmt.Sprintf(`PRAGMA cache_size = -%d; PRAGMA mmap_size = 0; PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;
 		PRAGMA temp_store = MEMORY; `, max(cache>>10, 64))
 	if !db.opt.ReadOnly {
+		if db.opt.Shrinkable {
+			pragmas += "PRAGMA auto_vacuum = INCREMENTAL; " // of no effect on a database that has tables
+		}
 		pragmas += fmt.Sprintf(`PRAGMA page_size = %d; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = %d;
 			PRAGMA journal_size_limit = %d; `, db.opt.PageSize, max(db.opt.AutoCheckpoint, 0), 64<<20)
 	}
@@ -403,6 +408,53 @@ func (db *DB) Checkpoint(ctx context.Context, truncate bool) error {
 		return fmt.Errorf("%s: checkpoint: %w", db.opt.Path, ErrBusy)
 	}
 	return nil
+}
+
+// CopyTo writes a copy of the database, as it is when the copy begins, to a new file, without free pages. Writers are not held up.
+func (db *DB) CopyTo(ctx context.Context, path string) error {
+	if db.opt.ReadOnly || db.closing.Load() {
+		return fmt.Errorf("%s: copy: %w", db.opt.Path, ErrReadOnly)
+	}
+	c, err := db.openConn(true) // one of its own: VACUUM INTO is not allowed to a reader, and takes long
+	if err != nil {
+		return err
+	}
+	c.c.SetInterrupt(ctx.Done())
+	err = c.Prep("VACUUM INTO ?").BindText(1, path).Exec()
+	c.rest()
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	if cerr := c.c.Close(); err == nil && cerr != nil {
+		err = mapErr(db.opt.Path, cerr)
+	}
+	return err
+}
+
+// Shrink gives up to pages free pages back to the filesystem and returns how many are left. It does nothing to a database that was not made with
+// Options.Shrinkable.
+func (db *DB) Shrink(ctx context.Context, pages int) (left int, err error) {
+	if !db.opt.Shrinkable || db.opt.ReadOnly {
+		return 0, nil
+	}
+	c, err := db.take(ctx, db.writer, true)
+	if err != nil {
+		return 0, err
+	}
+	defer db.give(db.writer, c)
+	st := c.Prep("PRAGMA auto_vacuum")
+	if _, err := st.Step(); err != nil || st.Int64(0) != 2 {
+		return 0, err
+	}
+	c.rest()
+	if err := c.Script(fmt.Sprintf("PRAGMA incremental_vacuum(%d)", pages)); err != nil {
+		return 0, err
+	}
+	st = c.Prep("PRAGMA freelist_count")
+	if _, err := st.Step(); err != nil {
+		return 0, err
+	}
+	return int(st.Int64(0)), nil
 }
 
 // QuickCheck checks the structure of the database (PRAGMA quick_check). Damage is an error that wraps ErrCorrupt and says what was found first.

@@ -1,0 +1,325 @@
+package catalog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"holdfast/blobstore"
+	"holdfast/internal/sqldb"
+)
+
+const (
+	// looseStep is the number of blobs that are looked at while no change of the catalog can happen.
+	looseStep = 256
+	// sweepStep is the number of blobs that are compared with the catalog in one step.
+	sweepStep = 1024
+)
+
+// blobs deletes the blobs that nothing names any more. A blob goes in two steps: a record says that it is forgotten, and then it is deleted. In
+// between, and before, it may be named again: a pinned blob is never deleted, and one that is being deleted cannot be pinned.
+func (p *pruner) blobs(ctx context.Context) error {
+	for after := (blobstore.Hash{}); ; {
+		list, err := loadLoose(ctx, p.db, after, false)
+		if err != nil {
+			return p.c.readFailed("read which blobs may be named by nothing", err)
+		}
+		if len(list) == 0 {
+			break
+		}
+		after = list[len(list)-1]
+		if err := p.forget(ctx, list); err != nil {
+			return err
+		}
+		if err := p.pause(ctx); err != nil {
+			return err
+		}
+	}
+	if p.o.DryRun {
+		return nil
+	}
+	if err := p.c.deleteForgotten(ctx, p.pause); err != nil {
+		return err
+	}
+	if !p.o.Sweep {
+		return nil
+	}
+	p.o.Sweep = false
+	if err := p.sweep(ctx); err != nil {
+		return err
+	}
+	return p.blobs(ctx)
+}
+
+// loadLoose reads up to looseStep loose blobs with names behind after.
+func loadLoose(ctx context.Context, db *sqldb.DB, after blobstore.Hash, forgotten bool) (list []blobstore.Hash, err error) {
+	state := int64(0)
+	if forgotten {
+		state = 1
+	}
+	err = db.Read(ctx, func(c *sqldb.Conn) error {
+		st := c.Prep("SELECT hash FROM loose WHERE hash > ? AND forgotten = ? ORDER BY hash LIMIT ?").BindBytes(1, after[:]).BindInt64(2, state).BindInt64(3, looseStep)
+		for {
+			ok, err := st.Step()
+			if err != nil || !ok {
+				return err
+			}
+			var h blobstore.Hash
+			if err := st.WantBytes(0, h[:]); err != nil {
+				return err
+			}
+			list = append(list, h)
+		}
+	})
+	return list, err
+}
+
+// forget records those of the blobs that nothing names, and takes those that something names off the list of loose ones.
+func (p *pruner) forget(ctx context.Context, list []blobstore.Hash) error {
+	var x Pruned
+	var named []blobstore.Hash
+	choose := func() error {
+		busy := p.c.inFlight(list)
+		sizes := make([]int64, 0, len(list))
+		x.Forgotten, named = nil, nil
+		err := p.db.Read(ctx, func(c *sqldb.Conn) error {
+			for _, h := range list {
+				used, size, err := blobUse(c, h)
+				switch {
+				case err != nil:
+					return err
+				case used:
+					named = append(named, h)
+				case !busy[h] && size >= 0:
+					x.Forgotten, sizes = append(x.Forgotten, h), append(sizes, size)
+				case !busy[h]: // it is forgotten already
+					named = append(named, h)
+				}
+			}
+			return nil
+		})
+		if err == nil {
+			p.rep.Blobs += int64(len(x.Forgotten))
+			for _, n := range sizes {
+				p.rep.BlobBytes += n
+			}
+		}
+		return err
+	}
+	var err error
+	if p.o.DryRun {
+		err = choose()
+	} else {
+		err = p.c.mutate(ctx, p.actor(), OpPrune, func(t *txn) error {
+			if err := choose(); err != nil || len(x.Forgotten) == 0 {
+				return err
+			}
+			t.p.rec.Pruned = &x
+			return nil
+		})
+	}
+	if err != nil {
+		return err
+	}
+	if p.o.DryRun {
+		return nil
+	}
+	if err := p.c.Flush(ctx); err != nil {
+		return err
+	}
+	return p.c.notLoose(ctx, named)
+}
+
+// notLoose takes blobs off the list of those that may be named by nothing.
+func (c *Catalog) notLoose(ctx context.Context, list []blobstore.Hash) error {
+	if len(list) == 0 {
+		return nil
+	}
+	return failed("write catalog.db", c.db.Write(ctx, func(conn *sqldb.Conn) error {
+		for i := range list {
+			if err := conn.Prep("DELETE FROM loose WHERE hash = ? AND forgotten = 0").BindBytes(1, list[i][:]).Exec(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}
+
+// blobUse says whether a range of a file names a blob, and how large it is; -1 when no record has named it, or it is forgotten.
+func blobUse(c *sqldb.Conn, h blobstore.Hash) (used bool, size int64, err error) {
+	st := c.Prep("SELECT 1 FROM extents WHERE substr(blob, 1, 8) = ? AND blob = ? LIMIT 1").BindBytes(1, h[:8]).BindBytes(2, h[:])
+	if used, err = st.Step(); err != nil {
+		return false, 0, err
+	}
+	if err := st.Done(); err != nil {
+		return false, 0, err
+	}
+	st = c.Prep("SELECT size FROM blobs WHERE hash = ?").BindBytes(1, h[:])
+	ok, err := st.Step()
+	if err != nil || !ok {
+		return used, -1, err
+	}
+	size = st.Int64(0)
+	return used, size, st.Done()
+}
+
+// inFlight says which of the blobs are pinned, or named by records that are not in catalog.db yet.
+func (c *Catalog) inFlight(list []blobstore.Hash) map[blobstore.Hash]bool {
+	busy := make(map[blobstore.Hash]bool, len(list))
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	waiting := make(map[blobstore.Hash]struct{})
+	for _, q := range c.queue {
+		for i := range q.rec.Splices {
+			for j := range q.rec.Splices[i].Extents {
+				waiting[q.rec.Splices[i].Extents[j].Blob.Hash] = struct{}{}
+			}
+		}
+	}
+	for _, h := range list {
+		_, named := waiting[h]
+		_, fresh := c.newBlobs[h]
+		if named || fresh || c.pins.pinned(h) {
+			busy[h] = true
+		}
+	}
+	return busy
+}
+
+// deleteForgotten deletes the blobs that records have said to be forgotten.
+func (c *Catalog) deleteForgotten(ctx context.Context, pause func(context.Context) error) error {
+	for after := (blobstore.Hash{}); ; {
+		list, err := loadLoose(ctx, c.db, after, true)
+		if err != nil {
+			return c.readFailed("read which blobs are forgotten", err)
+		}
+		if len(list) == 0 {
+			return nil
+		}
+		after = list[len(list)-1]
+		// The records that forget them are durable: catalog.db never runs ahead of the journal.
+		done := list[:0]
+		for _, h := range list {
+			gone, err := c.deleteBlob(ctx, h, func(known bool) bool { return !known })
+			if err != nil {
+				return errors.Join(err, c.buriedBlobs(ctx, done))
+			}
+			if gone {
+				done = append(done, h)
+			}
+		}
+		if err := c.buriedBlobs(ctx, done); err != nil {
+			return err
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// deleteBlob deletes a blob unless somebody has pinned it. may is asked, while nobody can pin it, whether it may go, given whether a record has named it that
+// was not forgotten. It reports whether nothing is left to do.
+func (c *Catalog) deleteBlob(ctx context.Context, h blobstore.Hash, may func(known bool) bool) (bool, error) {
+	if !c.pins.kill(h) {
+		return false, nil
+	}
+	defer c.pins.buried(h)
+	_, known, err := c.HasBlob(ctx, h)
+	if err != nil {
+		return false, err
+	}
+	if !may(known) {
+		return true, nil // it was named again
+	}
+	if err := c.opt.check(stageDelete); err != nil {
+		return false, err
+	}
+	if err := c.blobs.Delete(ctx, h); err != nil {
+		return false, failed(fmt.Sprintf("delete blob %s", h), err)
+	}
+	return true, nil
+}
+
+// buriedBlobs forgets that blobs were to be deleted.
+func (c *Catalog) buriedBlobs(ctx context.Context, list []blobstore.Hash) error {
+	if len(list) == 0 {
+		return nil
+	}
+	return failed("write catalog.db", c.db.Write(ctx, func(conn *sqldb.Conn) error {
+		for i := range list {
+			if err := conn.Prep("DELETE FROM loose WHERE hash = ? AND forgotten = 1").BindBytes(1, list[i][:]).Exec(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}
+
+// loosenUnused puts those of the blobs that no range of a file names on the list of loose ones: a record may name a blob and put another in its
+// place at once.
+func (p *pruner) loosenUnused(ctx context.Context, list []blobstore.Hash) error {
+	var unused []blobstore.Hash
+	err := p.db.Read(ctx, func(c *sqldb.Conn) error {
+		for _, h := range list {
+			used, size, err := blobUse(c, h)
+			if err != nil {
+				return err
+			}
+			if !used && size >= 0 {
+				unused = append(unused, h)
+			}
+		}
+		return nil
+	})
+	if err != nil || len(unused) == 0 {
+		return p.c.readFailed("look for blobs that nothing names", err)
+	}
+	return failed("write catalog.db", p.db.Write(ctx, func(c *sqldb.Conn) error {
+		for i := range unused {
+			if err := c.Prep("INSERT OR IGNORE INTO loose (hash, forgotten) VALUES (?, 0)").BindBytes(1, unused[i][:]).Exec(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}
+
+// sweep deletes the blobs that no record has named: a process was killed before it could write the record.
+func (p *pruner) sweep(ctx context.Context) error {
+	full := errors.New("enough")
+	for after := (blobstore.Hash{}); ; {
+		var list []blobstore.Hash
+		err := p.c.blobs.List(ctx, after, func(h blobstore.Hash) error {
+			list = append(list, h)
+			if len(list) == sweepStep {
+				return full
+			}
+			return nil
+		})
+		if err != nil && err != full {
+			return failed("list the blobs", err)
+		}
+		if err := p.loosenUnused(ctx, list); err != nil {
+			return err
+		}
+		for _, h := range list {
+			after = h
+			deleted := false
+			if _, err := p.c.deleteBlob(ctx, h, func(known bool) bool {
+				deleted = !known
+				return !known
+			}); err != nil {
+				return err
+			}
+			if deleted {
+				p.rep.Orphans++
+			}
+		}
+		if len(list) < sweepStep {
+			return nil
+		}
+		if err := p.pause(ctx); err != nil {
+			return err
+		}
+	}
+}
