@@ -36,13 +36,15 @@ const (
 type stage int
 
 const (
-	stageDurable stage = iota // before the journal is synced
-	stageBodies               // before small blobs go to the blobstore
-	stageRows                 // before the transaction
-	stageSettle               // after the transaction
-	stageBlobSeq              // before the blobstore is synced
-	stagePrune                // before a record of retention
-	stageDelete               // before a blob is deleted
+	stageDurable    stage = iota // before the journal is synced
+	stageBodies                  // before small blobs go to the blobstore
+	stageRows                    // before the transaction
+	stageSettle                  // after the transaction
+	stageBlobSeq                 // before the blobstore is synced
+	stagePrune                   // before a record of retention
+	stageDelete                  // before a blob is deleted
+	stageCheckpoint              // before a checkpoint gets its name
+	stageCompact                 // before a segment is rewritten
 )
 
 // applier brings catalog.db and the blobstore up to the journal, in the background.

@@ -124,6 +124,7 @@ func (p *pruner) forget(ctx context.Context, list []blobstore.Hash) error {
 	if p.o.DryRun {
 		return nil
 	}
+	p.c.pruneDebt += int64(len(x.Forgotten))
 	if err := p.c.Flush(ctx); err != nil {
 		return err
 	}

@@ -181,6 +181,7 @@ type Catalog struct {
 	pins pins
 
 	pruneMu     sync.Mutex // held by the one Prune in progress, before all other locks; guards what follows
+	pruneDebt   int64      // of rows that went since the last compaction
 	pruneCursor Seq        // up to here files were looked at for too many versions
 	pruneLimits map[string]int
 	retry       map[Ino]struct{} // inodes of which something could not go

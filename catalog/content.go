@@ -264,9 +264,12 @@ func (c *Catalog) JournalBody(ctx context.Context, h blobstore.Hash) ([]byte, er
 	if !ok || row.pos.Offset < 0 {
 		return nil, fmt.Errorf("blob %s: %w: no journal record carries it", h, ErrNotExist)
 	}
-	e, err := c.j.ReadAt(row.pos, uint64(row.seq))
+	e, err := c.entryOf(ctx, row.seq, row.pos)
 	if err != nil {
 		return nil, failed(fmt.Sprintf("read blob %s from the journal", h), err)
+	}
+	if e.HeadDropped {
+		return nil, fmt.Errorf("blob %s: %w: journal record %d does not carry it any more", h, ErrNotExist, row.seq)
 	}
 	r, err := DecodeRecord(e)
 	if err != nil {

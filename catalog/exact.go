@@ -109,14 +109,14 @@ func (c *Catalog) Horizon(ctx context.Context) (Seq, error) {
 	return 0, nil
 }
 
-// ExactMoment is ErrThinned when the store as it was after the record at is not kept as a whole: it lies below the Horizon and is no snapshot. What did
-// not change around it may still be read.
-func (c *Catalog) ExactMoment(ctx context.Context, at Seq) error {
+// ExactMoment is ErrThinned when what is under the policy of that path, as it was after the record at, is not kept as a whole: it lies below the policy's
+// horizon and is no snapshot that the policy keeps. What did not change around it may still be read.
+func (c *Catalog) ExactMoment(ctx context.Context, policy string, at Seq) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	c.mu.RLock()
-	kept := c.kept["/"]
+	kept := c.kept[policy]
 	i, found := slices.BinarySearch(kept, at)
 	c.mu.RUnlock()
 	switch {

@@ -313,6 +313,9 @@ func dump(t testing.TB, dir string) string {
 		"conflicts": "seq, ino, hex(path), lost, won, side, time, lost_by, lost_pid, won_by, won_pid",
 		"gaps":      "ino, after, before", "kept": "hex(policy), seq",
 	}
+	if list, err := checkpoints(dir); err != nil || len(list) > 0 { // places of records in a checkpoint are from before its compaction
+		tables["blobs"] = "hex(hash), size, hex(root), level, seq, segment, offset >= 0"
+	}
 	names := make([]string, 0, len(tables))
 	for n := range tables {
 		names = append(names, n)
@@ -324,6 +327,9 @@ func dump(t testing.TB, dir string) string {
 			cols := strings.Split(tables[n], ", ")
 			var expr []string
 			for i := 0; i < len(cols); i++ {
+				if strings.Contains(cols[i], ">=") {
+					cols[i] = "(" + cols[i] + ")"
+				}
 				if strings.HasPrefix(cols[i], "ifnull(") {
 					cols[i] += ", " + cols[i+1]
 					cols = append(cols[:i+1], cols[i+2:]...)

@@ -475,13 +475,16 @@ func (c *Catalog) TimeOf(ctx context.Context, s Seq) (time.Time, error) {
 }
 
 // Records calls fn with each record from the number from on, up to the newest at the time of the call, until fn returns an
-// error, which Records returns. fn may call the catalog. A record that cannot be read is ErrDamaged (a *journal.DamageError says which: go on behind its Last).
+// error, which Records returns. fn may call the catalog. Records of which compaction has left nothing are passed over. A record that cannot be read is ErrDamaged (a *journal.DamageError says which: go on behind its Last).
 func (c *Catalog) Records(ctx context.Context, from Seq, fn func(Record) error) error {
 	if from > Head {
 		return nil
 	}
 	var inner error
 	err := c.j.Replay(ctx, uint64(from), func(e journal.Entry) error {
+		if e.HeadDropped {
+			return nil
+		}
 		r, err := DecodeRecord(e)
 		if err != nil {
 			return fmt.Errorf("journal record %d: %w: %w", e.Seq, ErrDamaged, err)

@@ -122,6 +122,16 @@ func (c *Catalog) openDB(ctx context.Context) (meta, error) {
 		}
 		return m, err
 	}
+	if !c.opt.ReadOnly {
+		if err := c.removeScratch(); err != nil {
+			return meta{}, err
+		}
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			if err := c.replaceDB(ctx); err != nil {
+				return meta{}, err
+			}
+		}
+	}
 	_, err := os.Lstat(marker)
 	switch {
 	case err == nil:
@@ -145,12 +155,24 @@ func (c *Catalog) openDB(ctx context.Context) (meta, error) {
 	if err := setAside(c.opt.Dir); err != nil {
 		return meta{}, fmt.Errorf("move catalog.db to quarantine: %w", err)
 	}
+	if err := c.replaceDB(ctx); err != nil {
+		return meta{}, err
+	}
 	if err := durable.RemoveSync(marker); err != nil {
 		return meta{}, err
 	}
 	c.noteDamage(fmt.Errorf("catalog.db was rebuilt from the journal: %w", err))
 	m, err := open()
 	return m, failed("make a new catalog.db", err)
+}
+
+// replaceDB puts the newest checkpoint in the place of a catalog.db that is gone. Without one it is made from the journal alone.
+func (c *Catalog) replaceDB(ctx context.Context) error {
+	ok, err := c.restoreCheckpoint(ctx)
+	if err == nil && ok {
+		c.noteDamage(fmt.Errorf("%w: catalog.db was missing or unusable and is rebuilt from its checkpoint and the journal", ErrDamaged))
+	}
+	return err
 }
 
 // setAside moves the files of catalog.db to quarantine.
@@ -268,8 +290,22 @@ func (c *Catalog) replayIntoMemory(ctx context.Context) error {
 
 // eachRecord calls fn with every record that can be read, from the number from on, and notes the others.
 func (c *Catalog) eachRecord(ctx context.Context, from Seq, fn func(*pending) error) error {
+	lost := 0 // records of which compaction has left nothing, and that no row of catalog.db stands for
+	defer func() {
+		if lost > 0 {
+			err := fmt.Errorf("%w: %d old records were compacted and their checkpoint is missing: what they said is lost", ErrDamaged, lost)
+			c.log.Error("damaged journal", "err", err)
+			c.noteDamage(err)
+		}
+	}()
 	for {
 		err := c.j.Replay(ctx, uint64(from), func(e journal.Entry) error {
+			if e.HeadDropped {
+				if Seq(e.Seq) > c.applied {
+					lost++
+				}
+				return nil
+			}
 			r, err := DecodeRecord(e)
 			if err == nil {
 				err = checkNumbers(&r)
@@ -332,6 +368,9 @@ func (c *Catalog) dropUnpromised(ctx context.Context, m meta) error {
 	named, bad := false, journal.Entry{}
 	errStop := errors.New("stop")
 	err = j.Replay(ctx, uint64(from), func(e journal.Entry) error {
+		if e.HeadDropped {
+			return nil
+		}
 		r, err := DecodeRecord(e)
 		if err != nil {
 			return nil // replay reports it

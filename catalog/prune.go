@@ -117,7 +117,7 @@ func (c *Catalog) Prune(ctx context.Context, o PruneOptions) (rep PruneReport, e
 
 // onCopy makes p prune a copy of catalog.db.
 func (p *pruner) onCopy(ctx context.Context) (closeCopy func(), err error) {
-	dir, err := os.MkdirTemp(p.c.opt.Dir, "dry-run-*")
+	dir, err := os.MkdirTemp(p.c.opt.Dir, dryRunPrefix+"*")
 	if err != nil {
 		return nil, failed("make a directory", err)
 	}
@@ -447,5 +447,6 @@ func (p *pruner) apply(ctx context.Context, x *Pruned) error {
 	if err != nil {
 		return err
 	}
+	p.c.pruneDebt += x.Versions + int64(len(x.Drops)+len(x.Forgotten))
 	return p.c.Flush(ctx)
 }

@@ -245,8 +245,40 @@ func (w *world) prune(p Policy, sweep bool) {
 	if !reflect.DeepEqual(dry, rep) {
 		w.fatal("the dry run says\n%+v\nand the run does\n%+v", dry, rep)
 	}
+	if w.rnd.IntN(2) == 0 {
+		w.compact()
+	}
 	w.forgetDead()
 	w.housekeeping()
+}
+
+// compact makes the journal smaller, and looks for the bodies of the blobs that are in use.
+func (w *world) compact() {
+	w.log = append(w.log, "compact")
+	ctx := context.Background()
+	rep, err := w.c.Compact(ctx, true, nil)
+	if err != nil {
+		w.fatal("compact: %v", err)
+	}
+	w.compacted.Segments, w.compacted.Heads, w.compacted.Bodies = w.compacted.Segments+rep.Segments, w.compacted.Heads+rep.Heads, w.compacted.Bodies+rep.Bodies
+	w.checkBodies()
+}
+
+// checkBodies reads the bodies of all small blobs that are in use from the journal.
+func (w *world) checkBodies() {
+	ctx := context.Background()
+	for h, body := range w.m.blobs {
+		row, ok, err := w.c.loadBlob(ctx, h)
+		if err != nil {
+			w.fatal("blob %s: %v", h, err)
+		}
+		if !ok || row.pos.Offset < 0 {
+			continue
+		}
+		if got, err := w.c.JournalBody(ctx, h); err != nil || !bytes.Equal(got, body) {
+			w.fatal("the journal's copy of blob %s at %+v: %v", h, row.pos, err)
+		}
+	}
 }
 
 // forgetDead lets the model follow what is gone for good.
@@ -314,6 +346,10 @@ func runPruneWorld(t *testing.T, seed uint64, steps int) {
 	w.clk.now += int64(1000 * time.Hour)
 	w.m.now = w.clk.tick()
 	w.prune(p, true)
+	w.compact()
+	if w.compacted.Segments == 0 || w.compacted.Heads == 0 || w.compacted.Bodies == 0 {
+		t.Errorf("compaction: %+v", w.compacted)
+	}
 	w.check(Head)
 	w.checkBlobs()
 	err := w.c.db.Read(ctx, func(c *sqldb.Conn) error {
@@ -336,6 +372,77 @@ func runPruneWorld(t *testing.T, seed uint64, steps int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+var errFault = errors.New("a fault for the test")
+
+// TestPruneKilled ends the process at each kind of step of retention and compaction, at a random one, again and again: nothing that is kept is lost, and the
+// next run goes on.
+func TestPruneKilled(t *testing.T) {
+	seed := rand.Uint64() % 1e9
+	t.Logf("seed %d", seed)
+	w := newPruneWorld(t, seed, nil)
+	p := testPolicy()
+	ctx := context.Background()
+	stages := []stage{stagePrune, stageDelete, stageCheckpoint, stageCompact, stageRows, stageDurable, stageSettle}
+	killed := 0
+	for round := range 3 * len(stages) {
+		for range 25 {
+			w.step()
+		}
+		if w.rnd.IntN(3) == 0 {
+			w.m.sync()
+			must[Snapshot](t)(w.c.CreateSnapshot(ctx, testActor(), fmt.Sprintf("s%d", round), false))
+			w.housekeeping()
+		}
+		w.clk.now += int64(time.Duration(w.rnd.IntN(5)) * time.Hour)
+		at, left := stages[round%len(stages)], w.rnd.IntN(4)
+		w.reopen(true)
+		if err := w.c.Close(ctx); err != nil {
+			t.Fatal(err)
+		}
+		o := w.opt
+		armed := false
+		o.fault = func(s stage) error {
+			if armed && s == at {
+				if left--; left < 0 {
+					return errFault
+				}
+			}
+			return nil
+		}
+		w.c = openCatalog(t, o)
+		if _, err := w.c.AutoSnapshots(ctx, w.clk.read()); err != nil {
+			t.Fatal(err)
+		}
+		armed = true
+		_, err := w.c.Prune(ctx, PruneOptions{Policies: []Policy{p}, Slice: 7, Sweep: true})
+		if err == nil {
+			_, err = w.c.Compact(ctx, true, nil)
+		}
+		if err != nil && !errors.Is(err, errFault) {
+			w.fatal("prune: %v", err)
+		}
+		if err != nil {
+			killed++
+		}
+		kill(w.c)
+		w.c = openCatalog(t, w.opt)
+		w.forgetDead()
+		w.housekeeping()
+		w.checkPruned(p, 8)
+		w.checkBodies()
+		if round%5 == 4 {
+			w.checkRebuild()
+			w.c = openCatalog(t, w.opt)
+		}
+	}
+	if killed < len(stages) {
+		t.Errorf("only %d runs were ended by a fault", killed)
+	}
+	w.prune(p, true)
+	w.checkPruned(p, 1)
+	w.checkBlobs()
 }
 
 func TestPruneRandom(t *testing.T) {

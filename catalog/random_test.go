@@ -27,6 +27,8 @@ type world struct {
 	pool  []blobstore.Ref // blobs that were named
 	tmps  []Ino
 	log   []string
+
+	compacted CompactReport
 }
 
 func newWorld(t *testing.T, seed uint64, change func(*Options)) *world {

@@ -41,6 +41,7 @@ const (
 	frmCRC     = 80
 
 	flagBodyDropped = 1
+	flagHeadDropped = 2 // with flagBodyDropped only: nothing follows the frame
 )
 
 const (
@@ -144,12 +145,16 @@ func (f *frame) dropped() bool { return f.flags&flagBodyDropped != 0 }
 
 // size is the number of bytes that the record takes in its segment.
 func (f *frame) size() int64 {
-	n := frameSize + int64(f.headLen)
-	if !f.dropped() {
-		n += int64(f.bodyLen)
+	switch {
+	case f.headDropped():
+		return frameSize
+	case f.dropped():
+		return frameSize + int64(f.headLen)
 	}
-	return n
+	return frameSize + int64(f.headLen) + int64(f.bodyLen)
 }
+
+func (f *frame) headDropped() bool { return f.flags&flagHeadDropped != 0 }
 
 // put encodes f into b[:frameSize] but for the chain hash and the frame's own checksum.
 func (f *frame) put(b []byte, m marker) {
@@ -161,6 +166,12 @@ func (f *frame) put(b []byte, m marker) {
 	binary.LittleEndian.PutUint32(b[frmBodyLen:], f.bodyLen)
 	binary.LittleEndian.PutUint32(b[frmFlags:], f.flags)
 	binary.LittleEndian.PutUint32(b[frmDataCRC:], f.dataCRC)
+}
+
+// putDropped changes what a frame says of the bytes that follow it; seal has to come afterwards.
+func putDropped(b []byte, flags, dataCRC uint32) {
+	binary.LittleEndian.PutUint32(b[frmFlags:], flags)
+	binary.LittleEndian.PutUint32(b[frmDataCRC:], dataCRC)
 }
 
 // seal adds the frame's own checksum; the chain hash must be in place.
@@ -186,7 +197,7 @@ func parseFrame(b []byte, m marker, t *crc32.Table) (f frame, why string) {
 		dataCRC: binary.LittleEndian.Uint32(b[frmDataCRC:]),
 	}
 	copy(f.chain[:], b[frmChain:])
-	if f.headLen > MaxHead || f.bodyLen > MaxBody || f.flags&^flagBodyDropped != 0 ||
+	if f.headLen > MaxHead || f.bodyLen > MaxBody || f.flags > flagBodyDropped|flagHeadDropped || f.flags == flagHeadDropped ||
 		f.seq == 0 || f.seq > maxSeq || f.synced >= f.seq {
 		return f, "the frame's fields are out of range"
 	}

@@ -87,6 +87,7 @@ type Entry struct {
 	Body        []byte // nil when BodyDropped
 	BodyLen     int64  // bytes of the body as appended, dropped or not
 	BodyDropped bool
+	HeadDropped bool     // the head, too: nothing but number, time and chain is left
 	Chain       [32]byte // the hash that binds this record and all before it
 	Pos         Pos
 }

@@ -157,6 +157,13 @@ func (w *walker) record(f frame) (e Entry, g *gap, err error) {
 	intact := crc32.Checksum(b[frameSize:], w.crc) == f.dataCRC
 	want := f.chain
 	fits := true
+	if f.headDropped() {
+		// What the record said is not there to be checked: the next one is held against the hash that this one states.
+		w.off, w.seq = end, f.seq+1
+		w.chain, w.linked, w.forked = f.chain, true, false
+		w.synced = max(w.synced, f.synced)
+		return Entry{Seq: f.seq, Time: f.time, BodyLen: int64(f.bodyLen), BodyDropped: true, HeadDropped: true, Chain: f.chain, Pos: Pos{w.first, at}}, nil, nil
+	}
 	if intact && w.linked {
 		want = link(&w.chain, b, f.headLen)
 		fits = want == f.chain || w.forked && link(&w.alt, b, f.headLen) == f.chain

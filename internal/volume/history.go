@@ -3,7 +3,6 @@ package volume
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -64,16 +63,30 @@ func (v *Volume) walkVersions(ctx context.Context, p string, fn func(int, catalo
 	if err != nil {
 		return err
 	}
-	number := 0
+	eras, err := v.Eras(ctx, spans, nil)
+	if err != nil {
+		return err
+	}
 	for i, s := range spans {
-		if s.Type != 0 && s.Type != unix.S_IFREG {
+		if s.Type&unix.S_IFMT != unix.S_IFREG {
 			continue
 		}
-		if err := v.versionsWithin(ctx, s, func(ver catalog.Version) error {
-			number++
-			return fn(number, ver, time.Time{})
-		}); err != nil {
-			return err
+		e := &eras[0]
+		eras = eras[1:]
+		for from := e.First; from <= e.Last; {
+			list, err := v.cat.VersionRange(ctx, e.Ino, from, e.Last+1)
+			if err != nil {
+				return err
+			}
+			if len(list) == 0 {
+				break
+			}
+			for _, ver := range list {
+				from = ver.Num + 1
+				if err := fn(int(e.Number(ver.Num)), ver, time.Time{}); err != nil {
+					return err
+				}
+			}
 		}
 		if s.To != catalog.Head && (i+1 == len(spans) || spans[i+1].From > s.To) {
 			at, err := v.cat.TimeOf(ctx, s.To)
@@ -84,35 +97,6 @@ func (v *Volume) walkVersions(ctx context.Context, p string, fn func(int, catalo
 				return err
 			}
 		}
-	}
-	return nil
-}
-
-// versionsWithin calls fn with the version that the inode had when it came to the name, and those made while it held it.
-func (v *Volume) versionsWithin(ctx context.Context, s catalog.NameSpan, fn func(catalog.Version) error) error {
-	done := errors.New("done")
-	var first *catalog.Version
-	err := v.cat.Versions(ctx, s.Ino, false, func(ver catalog.Version) error {
-		switch {
-		case ver.Seq <= s.From:
-			first = &ver
-			return nil
-		case ver.Seq >= s.To:
-			return done
-		}
-		if first != nil {
-			if err := fn(*first); err != nil {
-				return err
-			}
-			first = nil
-		}
-		return fn(ver)
-	})
-	if err != nil && !errors.Is(err, done) {
-		return err
-	}
-	if first != nil {
-		return fn(*first)
 	}
 	return nil
 }
@@ -169,7 +153,7 @@ func (v *Volume) readVersion(ctx context.Context, p string, at Moment, w io.Writ
 		}
 		return fmt.Errorf("%w at %s", catalog.ErrNotExist, at.Time.Format(time.RFC3339))
 	}
-	m, err := v.contentAt(ctx, found.Ino, found.Seq)
+	m, err := v.versionContent(ctx, found)
 	if err != nil {
 		return err
 	}
@@ -225,6 +209,15 @@ func (v *Volume) readNow(ctx context.Context, p string, w io.Writer) error {
 	}
 }
 
+// versionContent is the map of a version's content. Retention may have kept a later moment of it than its first.
+func (v *Volume) versionContent(ctx context.Context, ver *catalog.Version) (spanMap, error) {
+	at, err := v.cat.ExactFrom(ctx, ver.Ino, ver.Seq)
+	if err != nil {
+		return spanMap{}, err
+	}
+	return v.contentAt(ctx, ver.Ino, at)
+}
+
 // contentAt is the map of a file's content as of a record.
 func (v *Volume) contentAt(ctx context.Context, ino catalog.Ino, seq catalog.Seq) (spanMap, error) {
 	extents, err := v.cat.Extents(ctx, ino, seq)
@@ -252,7 +245,7 @@ func (s *summer) of(ctx context.Context, ver catalog.Version) (blobstore.Hash, e
 	if ver.Sum != (blobstore.Hash{}) {
 		return ver.Sum, nil
 	}
-	m, err := s.v.contentAt(ctx, ver.Ino, ver.Seq)
+	m, err := s.v.versionContent(ctx, &ver)
 	if err != nil {
 		return blobstore.Hash{}, err
 	}

@@ -50,6 +50,8 @@ type Settings struct {
 	StoreID string    `toml:"store_id" json:"store_id"` // 32 hexadecimal digits
 	Storage string    `toml:"storage" json:"storage"`
 	Created time.Time `toml:"created" json:"created"`
+	// Retention says how much history is kept; where it says nothing, catalog.DefaultPolicy holds.
+	Retention []Retention `toml:"retention,omitempty" json:"retention,omitempty"`
 }
 
 func (s Settings) validate() error {
@@ -61,7 +63,7 @@ func (s Settings) validate() error {
 	}
 	switch s.Storage {
 	case StorageFile, StorageDatabase, StorageHybrid:
-		return nil
+		return validateRetention(s.Retention)
 	}
 	return fmt.Errorf("%w: storage %q is none of file, database, hybrid", ErrFormat, s.Storage)
 }

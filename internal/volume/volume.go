@@ -1,7 +1,7 @@
 // Package volume is an opened store: its lock and settings, its names, and the content of the files that are open in it. What is
 // written to a file is staged, in memory or in a staging file, and becomes a version when the file is closed or fsynced.
 //
-// Lock order: Volume.mu, then file.mu (of two files the lower inode first), then the catalog's own.
+// Lock order: file.mu (of two files the lower inode first), then the catalog's own, then Volume.mu, under which nothing else is called.
 package volume
 
 import (
@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -58,12 +59,14 @@ type Options struct {
 // Volume is an opened store. All methods may be called concurrently; Close once, after the last of them.
 type Volume struct {
 	dir      string
-	settings Settings
 	readOnly bool
 	log      *slog.Logger
 	lock     *os.File
 	cat      *catalog.Catalog
 	blobs    blobstore.Store
+
+	settingsMu sync.Mutex
+	settings   Settings
 
 	mu          sync.RWMutex
 	files       map[catalog.Ino]*file
@@ -126,6 +129,7 @@ func open(ctx context.Context, opt Options, s Settings) (_ *Volume, err error) {
 	if !opt.ReadOnly {
 		v.workers.Go(func() { v.commitOld(work) })
 		v.workers.Go(func() { v.mergeLoop(work) })
+		v.workers.Go(func() { v.housekeep(work) })
 	}
 	return v, nil
 }
@@ -231,7 +235,13 @@ func (v *Volume) release(ctx context.Context) error {
 func (v *Volume) Dir() string { return v.dir }
 
 // Settings are those of holdfast.toml.
-func (v *Volume) Settings() Settings { return v.settings }
+func (v *Volume) Settings() Settings {
+	v.settingsMu.Lock()
+	defer v.settingsMu.Unlock()
+	s := v.settings
+	s.Retention = slices.Clone(s.Retention)
+	return s
+}
 
 // ReadOnly reports whether the store was opened for reading only.
 func (v *Volume) ReadOnly() bool { return v.readOnly }
