@@ -43,6 +43,7 @@ type PruneReport struct {
 	BlobBytes int64          `json:"blob_bytes"`        // of plain content, in those
 	Orphans   int64          `json:"orphans"`           // blobs that no record ever named
 	Steps     int            `json:"steps"`
+	Compacted CompactReport  `json:"compacted"` // filled by whoever also calls Compact
 }
 
 // PolicyReport is what one policy is the reason for.

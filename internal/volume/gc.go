@@ -16,17 +16,11 @@ const (
 	longestPause = 200 * time.Millisecond
 )
 
-// GCReport says what GC took away, or would take away, and what that saved.
-type GCReport struct {
-	catalog.PruneReport
-	Compacted catalog.CompactReport `json:"compacted"` // nothing in a dry run
-}
-
-// GC takes away what the retention policies no longer keep, deletes the blobs that nothing names any more, and compacts the journal and the catalog; with
-// dryRun it says what it would take: see catalog.Prune and catalog.Compact. Files that are open keep all that they need. The background work does the
-// same from time to time.
-func (v *Volume) GC(ctx context.Context, dryRun bool) (rep GCReport, err error) {
-	rep.PruneReport, err = v.pruneAt(ctx, catalog.PruneOptions{DryRun: dryRun, Sweep: !dryRun, Pause: pacer(4)})
+// Prune takes away what the retention policies no longer keep, deletes the blobs that nothing names any more, and compacts the journal and the catalog;
+// with dryRun it says what it would take: see catalog.Prune and catalog.Compact. Files that are open keep all that they need. The background work does
+// the same from time to time.
+func (v *Volume) Prune(ctx context.Context, dryRun bool) (catalog.PruneReport, error) {
+	rep, err := v.pruneAt(ctx, catalog.PruneOptions{DryRun: dryRun, Sweep: !dryRun, Pause: pacer(4)})
 	if err == nil && !dryRun {
 		rep.Compacted, err = v.cat.Compact(ctx, true, pacer(4))
 	}
