@@ -62,7 +62,7 @@ func (f *FileSystem) ReadDirPlus(_ <-chan struct{}, in *gofuse.ReadIn, out *gofu
 }
 
 // list calls add with the entries behind in.Offset until the directory ends or add says that the answer is full. row is nil for "." and
-// "..", which the kernel knows anyway.
+// "..", which the kernel knows anyway, and for names that cannot be looked up any more.
 func (f *FileSystem) list(op opcode, in *gofuse.ReadIn, least int, add func(b *branch, e gofuse.DirEntry, row *catalog.Inode) bool) gofuse.Status {
 	b, dir := f.at(in.NodeId)
 	if b == nil {
@@ -99,7 +99,11 @@ func (f *FileSystem) list(op opcode, in *gofuse.ReadIn, least int, add func(b *b
 		for i := range entries {
 			e := &entries[i]
 			entry := gofuse.DirEntry{Name: e.Name, Ino: b.node(e.Inode.Ino), Mode: e.Inode.Mode, Off: e.Cookie}
-			if !add(b, entry, &e.Inode) {
+			row := &e.Inode
+			if e.Thinned {
+				row = nil // what it was is not known
+			}
+			if !add(b, entry, row) {
 				return gofuse.OK
 			}
 			after = e.Cookie

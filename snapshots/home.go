@@ -70,11 +70,11 @@ func (h home) entry(ctx context.Context, name string) (catalog.Inode, error) {
 	case readmeName:
 		return readme{}.get(ctx)
 	case versionsName:
-		return versionsDir{t: h.t, n: h.t.nodes.top(h.dir, false)}.get(ctx)
+		return versionsDir{t: h.t, n: h.t.nodes.top(h.dir, versionsKind)}.get(ctx)
 	case deletedName:
-		return deletedDir{t: h.t, n: h.t.nodes.top(h.dir, true)}.get(ctx)
+		return deletedDir{t: h.t, n: h.t.nodes.top(h.dir, deletedKind)}.get(ctx)
 	}
-	return conflictsDir{t: h.t, dir: h.dir}.get(ctx)
+	return conflictsDir{t: h.t, n: h.t.nodes.top(h.dir, conflictsKind)}.get(ctx)
 }
 
 func (h home) lookup(ctx context.Context, name string) (catalog.Inode, error) {
@@ -103,9 +103,10 @@ func (h home) lookup(ctx context.Context, name string) (catalog.Inode, error) {
 	return row, err
 }
 
-// moment returns the directory as it was after the record seq.
+// moment returns the directory as it was after the record seq. A directory may have a policy of its own, by which more is kept of it than of the one
+// above, or less.
 func (h home) moment(ctx context.Context, name string, seq catalog.Seq) (catalog.Inode, error) {
-	if err := h.t.exact(ctx, h.dir, seq); err != nil {
+	if err := h.t.store.Exact(ctx, h.dir, seq); err != nil {
 		return catalog.Inode{}, err
 	}
 	row, err := h.t.store.GetAt(ctx, h.dir, seq)
@@ -235,32 +236,6 @@ func (t *Tree) resolve(ctx context.Context, text string) (catalog.Seq, error) {
 	}
 	t.resolved[text] = resolution{seq: seq, made: now, until: now.Add(stickyGap)}
 	return seq, nil
-}
-
-// conflictsDir is the `conflicts` of a directory.
-type conflictsDir struct {
-	plain
-	t   *Tree
-	dir catalog.Ino
-}
-
-func (c conflictsDir) get(ctx context.Context) (catalog.Inode, error) {
-	n, err := number(conflictsView, c.dir)
-	if err != nil {
-		return catalog.Inode{}, err
-	}
-	return c.t.below(ctx, c.dir, n)
-}
-
-func (c conflictsDir) lookup(ctx context.Context, name string) (catalog.Inode, error) {
-	if name == ".." {
-		return home{t: c.t, dir: c.dir}.get(ctx)
-	}
-	return catalog.Inode{}, catalog.ErrNotExist
-}
-
-func (c conflictsDir) readDir(context.Context, uint64, int) ([]catalog.DirEntry, error) {
-	return nil, nil
 }
 
 // readme is the file README.

@@ -105,7 +105,7 @@ func newTwin(t *testing.T, seed uint64) *twin {
 		gone: make(map[slot]string), dirs: make(map[string]map[catalog.Ino]bool),
 	}
 	// Small tables, so that numbers are lost and found again.
-	w.tree = New(Options{Store: vol, maxViews: 4, maxNodes: 30})
+	w.tree = New(Options{Store: vol, maxViews: 4, maxNodes: 30, page: 2})
 	row, err := vol.Get(w.ctx, catalog.Root)
 	w.ok(err)
 	w.root = &thing{row: row, entries: make(map[string]*thing)}

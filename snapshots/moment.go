@@ -22,8 +22,6 @@ var (
 	ErrBefore = fmt.Errorf("nothing was there yet at the moment: %w", catalog.ErrNotExist)
 	// ErrNoSnapshot: no snapshot has that name.
 	ErrNoSnapshot = fmt.Errorf("no such snapshot: %w", catalog.ErrNotExist)
-	// ErrThinned: retention has thinned the moment away.
-	ErrThinned = fmt.Errorf("the moment was thinned away by retention: %w", catalog.ErrNotExist)
 )
 
 // MomentError says why a text leads to no moment. errors.Is finds the sentinel in Err.

@@ -12,7 +12,10 @@ import (
 type node struct {
 	nodeID
 	num    catalog.Ino
-	parent *node // nil: `versions` or `deleted` itself
+	parent *node // nil: `versions`, `deleted` or `conflicts` itself
+	// A text of the tree itself, with its attributes; "": it is none.
+	body string
+	row  catalog.Inode
 
 	// Guarded by nodes.mu.
 	elem *list.Element
@@ -22,11 +25,19 @@ type node struct {
 	hist *history // of a path; nil: not known yet
 }
 
+type nodeKind uint8
+
+const (
+	versionsKind nodeKind = iota // `versions` and below
+	deletedKind                  // `deleted` and below
+	conflictsKind
+)
+
 // nodeID says what a node is of.
 type nodeID struct {
-	root    catalog.Ino // the directory whose past is shown
-	deleted bool        // below `deleted`
-	name    string
+	root catalog.Ino // the directory whose past is shown
+	kind nodeKind
+	name string
 	// file as it was after the record at, when it is a file and not a path.
 	file catalog.Ino
 	at   catalog.Seq
@@ -59,9 +70,9 @@ func newNodes(max int) *nodes {
 	return &nodes{max: max, next: nodeBit, byNum: make(map[catalog.Ino]*node), byKey: make(map[nodeKey]*node), lru: list.New()}
 }
 
-// top returns the node of the `versions` or the `deleted` of a directory.
-func (t *nodes) top(root catalog.Ino, deleted bool) *node {
-	return t.of(&node{nodeID: nodeID{root: root, deleted: deleted}})
+// top returns the node of the `versions`, `deleted` or `conflicts` of a directory.
+func (t *nodes) top(root catalog.Ino, kind nodeKind) *node {
+	return t.of(&node{nodeID: nodeID{root: root, kind: kind}})
 }
 
 // path returns the node of a path below parent.
@@ -71,7 +82,12 @@ func (t *nodes) path(parent *node, name string) *node {
 
 // file returns the node of a file below parent.
 func (t *nodes) file(parent *node, name string, ino catalog.Ino, at catalog.Seq) *node {
-	return t.of(&node{parent: parent, nodeID: nodeID{root: parent.root, deleted: parent.deleted, name: name, file: ino, at: at}})
+	return t.of(&node{parent: parent, nodeID: nodeID{root: parent.root, kind: parent.kind, name: name, file: ino, at: at}})
+}
+
+// text returns the node of a text below parent. The text of a name does not change.
+func (t *nodes) text(parent *node, name, body string, row catalog.Inode) *node {
+	return t.of(&node{parent: parent, nodeID: nodeID{root: parent.root, kind: parent.kind, name: name}, body: body, row: row})
 }
 
 // of returns the node that there is for what n is of, or else n.
@@ -127,14 +143,3 @@ func (t *nodes) get(num catalog.Ino) *node {
 	}
 	return n
 }
-
-// era is a span in which a path led to one regular file, and the versions that the file had in it.
-type era struct {
-	catalog.NameSpan
-	first, last uint64 // numbers of the inode's versions; last < first when there are none
-	shown       uint64 // the first that no earlier era of the same inode has shown
-	before      uint64 // versions in all earlier eras
-}
-
-// count is how many versions the eras up to this one have.
-func (e *era) count() uint64 { return e.before + e.last + 1 - e.first }

@@ -2,8 +2,7 @@ package snapshots
 
 import (
 	"context"
-
-	"golang.org/x/sys/unix"
+	"errors"
 
 	"holdfast/catalog"
 )
@@ -18,9 +17,17 @@ type pastNode struct {
 func (p pastNode) get(ctx context.Context) (catalog.Inode, error) {
 	row, err := p.t.store.GetAt(ctx, p.ino, p.v.seq)
 	if err != nil {
-		return row, err
+		return row, p.thinned(err)
 	}
 	return p.v.row(row)
+}
+
+// thinned logs what retention has thinned away.
+func (p pastNode) thinned(err error) error {
+	if errors.Is(err, catalog.ErrThinned) {
+		p.t.refuse(p.v.root, Moment{Seq: p.v.seq}.String(), err)
+	}
+	return err
 }
 
 func (p pastNode) lookup(ctx context.Context, name string) (catalog.Inode, error) {
@@ -28,14 +35,11 @@ func (p pastNode) lookup(ctx context.Context, name string) (catalog.Inode, error
 		return home{t: p.t, dir: p.v.root}.get(ctx)
 	}
 	row, err := p.t.store.LookupAt(ctx, p.ino, name, p.v.seq)
-	if err != nil {
-		return row, err
+	if err == nil && isDir(row.Mode) && name != "." && name != ".." {
+		err = p.t.store.Exact(ctx, row.Ino, p.v.seq) // it may have a policy of its own
 	}
-	if row.Mode&unix.S_IFMT == unix.S_IFDIR {
-		if err := p.t.exact(ctx, row.Ino, p.v.seq); err != nil {
-			p.t.refuse(row.Ino, Moment{Seq: p.v.seq}.String(), err)
-			return row, err
-		}
+	if err != nil {
+		return row, p.thinned(err)
 	}
 	return p.v.row(row)
 }
@@ -43,7 +47,7 @@ func (p pastNode) lookup(ctx context.Context, name string) (catalog.Inode, error
 func (p pastNode) readDir(ctx context.Context, after uint64, max int) ([]catalog.DirEntry, error) {
 	list, err := p.t.store.ReadDirAt(ctx, p.ino, after, max, p.v.seq)
 	if err != nil {
-		return nil, err
+		return nil, p.thinned(err)
 	}
 	for i := range list {
 		if list[i].Inode, err = p.v.row(list[i].Inode); err != nil {
@@ -64,7 +68,7 @@ func (p pastNode) listXattr(ctx context.Context) ([]string, error) {
 func (p pastNode) open(ctx context.Context) (*File, error) {
 	h, err := p.t.store.OpenPast(ctx, p.ino, p.v.seq)
 	if err != nil {
-		return nil, err
+		return nil, p.thinned(err)
 	}
 	return &File{past: h}, nil
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/catalog"
+	"holdfast/internal/volume"
 )
 
 // manySpans is when the history of a path is not read anew at each question but once in a second.
@@ -20,7 +21,8 @@ type history struct {
 	asOf  catalog.Seq // the newest record when it was read
 	read  time.Time
 	spans []catalog.NameSpan // by From; that of a directory which is there now reaches back to the beginning
-	eras  []era              // of the regular files among them, for a path below `versions`
+	eras  []volume.Era       // of the regular files among them, for a path below `versions`
+	shown []uint64           // for each of these the first version that no earlier one of the same inode has shown
 }
 
 // dirs lists the directories that the path led to.
@@ -60,10 +62,15 @@ func (t *Tree) history(ctx context.Context, n *node) (*history, error) {
 			return nil, err
 		}
 	}
-	if !n.deleted {
-		if err := t.count(ctx, h, n.hist); err != nil {
+	if n.kind == versionsKind {
+		var old []volume.Era
+		if n.hist != nil {
+			old = n.hist.eras
+		}
+		if h.eras, err = t.store.Eras(ctx, h.spans, old); err != nil {
 			return nil, err
 		}
+		h.shown = shownFrom(h.eras)
 	}
 	n.hist = h
 	return h, nil
@@ -101,19 +108,18 @@ func (t *Tree) pathRow(ctx context.Context, n *node, h *history) (catalog.Inode,
 // names calls fn with the names that were ever below a path, behind the position after, until it returns false. A name comes once, at its place in the
 // first of the directories that had it while the path led there.
 func (t *Tree) names(ctx context.Context, h *history, after uint64, fn func(name string, cookie uint64, spans []catalog.NameSpan) (bool, error)) error {
-	const page = 256
 	dirs := h.dirs()
 	for {
 		var found []catalog.PastName
 		// Of directories with a full page, what lies behind it is not known: all that is behind the first such end waits.
 		end := uint64(versionCookie)
 		for _, dir := range dirs {
-			part, err := t.store.DirNames(ctx, dir, after, page)
+			part, err := t.store.DirNames(ctx, dir, after, t.page)
 			if err != nil {
 				return err
 			}
-			if len(part) == page {
-				end = min(end, part[page-1].Cookie)
+			if len(part) == t.page {
+				end = min(end, part[t.page-1].Cookie)
 			}
 			for _, n := range part {
 				first, err := t.firstWith(ctx, h, dirs, n.Name)
@@ -170,6 +176,20 @@ type keptFile struct {
 	n *node
 }
 
+// keep returns the row of a file below a path, as it was after the record at or, where that is thinned away, at the first moment after it that is
+// kept. false: retention has taken it.
+func (t *Tree) keep(ctx context.Context, parent *node, name string, ino catalog.Ino, at catalog.Seq) (catalog.Inode, bool, error) {
+	at, err := t.store.ExactFrom(ctx, ino, at)
+	if err != nil {
+		return catalog.Inode{}, false, err
+	}
+	row, err := keptFile{t: t, n: t.nodes.file(parent, name, ino, at)}.get(ctx)
+	if errors.Is(err, catalog.ErrStale) || errors.Is(err, catalog.ErrNotExist) {
+		return row, false, nil
+	}
+	return row, err == nil, err
+}
+
 func (f keptFile) get(ctx context.Context) (catalog.Inode, error) {
 	row, err := f.t.store.GetAt(ctx, f.n.file, f.n.at)
 	if err != nil {
@@ -196,146 +216,3 @@ func (f keptFile) open(ctx context.Context) (*File, error) {
 }
 
 func (f keptFile) attrValid() uint64 { return validForever }
-
-// deletedDir is a path below `deleted`: what is not there any more, as it was last. Directories that are there are ways to what was deleted in them.
-type deletedDir struct {
-	plain
-	t *Tree
-	n *node
-}
-
-// maxMoves is how many times something may have moved away from a path since what was deleted there is not looked for any further.
-const maxMoves = 64
-
-// gone finds what is shown of a path that led there: the span of what was deleted last, or of a directory that is there. false: nothing.
-func (t *Tree) gone(ctx context.Context, spans []catalog.NameSpan) (catalog.NameSpan, bool, error) {
-	for i, s := range slices.Backward(spans) {
-		if s.To == catalog.Head {
-			return s, isDir(s.Type), nil
-		}
-		if len(spans)-i > maxMoves {
-			break
-		}
-		// What only moved away, itself or with a directory above, has a link still after the record that ended the span.
-		row, err := t.store.GetAt(ctx, s.Ino, s.To)
-		if err == nil && row.Nlink == 0 {
-			return s, true, nil
-		}
-		if err != nil && !errors.Is(err, catalog.ErrStale) {
-			return s, false, err
-		}
-	}
-	return catalog.NameSpan{}, false, nil
-}
-
-func (d deletedDir) get(ctx context.Context) (catalog.Inode, error) {
-	h, err := d.t.history(ctx, d.n)
-	if err != nil {
-		return catalog.Inode{}, err
-	}
-	row, err := d.t.pathRow(ctx, d.n, h)
-	if err != nil {
-		return row, err
-	}
-	s, ok, err := d.t.gone(ctx, h.spans)
-	if err != nil {
-		return row, err
-	}
-	if !ok || s.To == catalog.Head {
-		return row, nil
-	}
-	was, err := d.t.store.GetAt(ctx, s.Ino, s.To-1)
-	if err != nil {
-		return row, err
-	}
-	was.Ino, was.Parent, was.Nlink = row.Ino, row.Parent, 1
-	return was, nil
-}
-
-func (d deletedDir) lookup(ctx context.Context, name string) (catalog.Inode, error) {
-	if name == ".." {
-		if d.n.parent == nil {
-			return home{t: d.t, dir: d.n.root}.get(ctx)
-		}
-		return deletedDir{t: d.t, n: d.n.parent}.get(ctx)
-	}
-	h, err := d.t.history(ctx, d.n)
-	if err != nil {
-		return catalog.Inode{}, err
-	}
-	spans, err := d.t.store.Under(ctx, h.spans, name)
-	if err != nil {
-		return catalog.Inode{}, err
-	}
-	row, ok, err := d.child(ctx, name, spans)
-	if err == nil && !ok {
-		err = catalog.ErrNotExist
-	}
-	return row, err
-}
-
-// child returns what is shown of a name below the path that led to spans. false: nothing.
-func (d deletedDir) child(ctx context.Context, name string, spans []catalog.NameSpan) (catalog.Inode, bool, error) {
-	s, ok, err := d.t.gone(ctx, spans)
-	if err != nil || !ok {
-		return catalog.Inode{}, false, err
-	}
-	var row catalog.Inode
-	if isDir(s.Type) {
-		row, err = deletedDir{t: d.t, n: d.t.nodes.path(d.n, name)}.get(ctx)
-	} else {
-		row, err = keptFile{t: d.t, n: d.t.nodes.file(d.n, name, s.Ino, s.To-1)}.get(ctx)
-	}
-	if errors.Is(err, catalog.ErrStale) {
-		return row, false, nil // retention has taken it
-	}
-	return row, err == nil, err
-}
-
-func (d deletedDir) readDir(ctx context.Context, after uint64, limit int) ([]catalog.DirEntry, error) {
-	h, err := d.t.history(ctx, d.n)
-	if err != nil {
-		return nil, err
-	}
-	var list []catalog.DirEntry
-	err = d.t.names(ctx, h, after, func(name string, cookie uint64, spans []catalog.NameSpan) (bool, error) {
-		row, ok, err := d.child(ctx, name, spans)
-		if ok {
-			list = append(list, catalog.DirEntry{Name: name, Cookie: cookie, Inode: row})
-		}
-		return len(list) < limit, err
-	})
-	return list, err
-}
-
-func (d deletedDir) getXattr(ctx context.Context, name string) ([]byte, error) {
-	s, err := d.span(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return d.t.store.GetXattrAt(ctx, s.Ino, name, s.To-1)
-}
-
-func (d deletedDir) listXattr(ctx context.Context) ([]string, error) {
-	s, err := d.span(ctx)
-	if errors.Is(err, catalog.ErrNoXattr) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return d.t.store.ListXattrAt(ctx, s.Ino, s.To-1)
-}
-
-// span is that of the directory that was deleted. ErrNoXattr when it was not.
-func (d deletedDir) span(ctx context.Context) (catalog.NameSpan, error) {
-	h, err := d.t.history(ctx, d.n)
-	if err != nil {
-		return catalog.NameSpan{}, err
-	}
-	s, ok, err := d.t.gone(ctx, h.spans)
-	if err == nil && (!ok || s.To == catalog.Head) {
-		err = catalog.ErrNoXattr
-	}
-	return s, err
-}

@@ -14,7 +14,8 @@ import (
 	"holdfast/internal/volume"
 )
 
-// Store is what the views read. *volume.Volume is one.
+// Store is what the views read. *volume.Volume is one. What retention has thinned away is catalog.ErrThinned, or marked so in a list, and nothing else is
+// shown in its place.
 type Store interface {
 	Journal
 	Registry
@@ -23,25 +24,23 @@ type Store interface {
 	ReadDirAt(ctx context.Context, dir catalog.Ino, after uint64, max int, at catalog.Seq) ([]catalog.DirEntry, error)
 	GetXattrAt(ctx context.Context, ino catalog.Ino, name string, at catalog.Seq) ([]byte, error)
 	ListXattrAt(ctx context.Context, ino catalog.Ino, at catalog.Seq) ([]string, error)
-	// Under returns where name led in the directories that above led to, while above led there.
 	Under(ctx context.Context, above []catalog.NameSpan, name string) ([]catalog.NameSpan, error)
+	Eras(ctx context.Context, spans []catalog.NameSpan, old []volume.Era) ([]volume.Era, error)
+	ExactFrom(ctx context.Context, ino catalog.Ino, at catalog.Seq) (catalog.Seq, error)
+	// Exact is catalog.ErrThinned when the directory, and what it had in it, is not kept as it was after the record at.
+	Exact(ctx context.Context, dir catalog.Ino, at catalog.Seq) error
 	DirNames(ctx context.Context, dir catalog.Ino, after uint64, max int) ([]catalog.PastName, error)
 	VersionRange(ctx context.Context, ino catalog.Ino, from, to uint64) ([]catalog.Version, error)
+	Conflicts(ctx context.Context, after catalog.Seq, max int) ([]catalog.Conflict, error)
 	OpenPast(ctx context.Context, ino catalog.Ino, at catalog.Seq) (*volume.PastHandle, error)
-}
-
-// Keeper is a Store that thins its past out. What it says of a moment is asked before anything of the moment is shown.
-type Keeper interface {
-	// Exact is nil when the state of the directory dir after the record at is still what it was; catalog.ErrNotExist when retention has taken some of
-	// it away, with a text that says so and names the nearest moments that are kept.
-	Exact(ctx context.Context, dir catalog.Ino, at catalog.Seq) error
 }
 
 const (
 	// maxViews bounds the moments that have numbers at the same time. A number is used again after as many others at the earliest.
 	maxViews = 1 << 13
-	// maxNodes bounds the paths and files below `versions` and `deleted` that have numbers at the same time.
-	maxNodes = 1 << 15
+	// maxNodes bounds the paths and files below `versions`, `deleted` and `conflicts` that have numbers at the same time.
+	maxNodes  = 1 << 15
+	namesPage = 256
 
 	// What the kernel may rely on, in seconds.
 	validForever  = 365 * 24 * 3600
@@ -55,7 +54,7 @@ type Options struct {
 	Log   *slog.Logger     // why a moment was refused; default: discards
 	Now   func() time.Time // default time.Now
 
-	maxViews, maxNodes int // tests
+	maxViews, maxNodes, page int // tests
 }
 
 // Tree is the directory `.snapshots` of every directory of a store: a tree of names that cannot be written. The number of the `.snapshots` of
@@ -67,6 +66,7 @@ type Tree struct {
 	now   func() time.Time
 	views *views
 	nodes *nodes
+	page  int // names that are asked for at once
 
 	mu       sync.Mutex
 	resolved map[string]resolution // relative texts; guarded by mu
@@ -88,8 +88,11 @@ func New(opt Options) *Tree {
 	if opt.maxNodes == 0 {
 		opt.maxNodes = maxNodes
 	}
+	if opt.page == 0 {
+		opt.page = namesPage
+	}
 	return &Tree{
-		store: opt.Store, log: opt.Log, now: opt.Now, views: newViews(opt.maxViews), nodes: newNodes(opt.maxNodes),
+		page: opt.page, store: opt.Store, log: opt.Log, now: opt.Now, views: newViews(opt.maxViews), nodes: newNodes(opt.maxNodes),
 		resolved: make(map[string]resolution),
 	}
 }
@@ -102,11 +105,10 @@ const (
 	nodeBit   = 1 << 55
 	numberEnd = 1 << 56
 
-	homeView      = 0 // `.snapshots` of the directory
-	readmeView    = 1 // README, of every directory
-	conflictsView = 2 // conflicts, of the directory
-	firstView     = 16
-	lastView      = 1<<15 - 1
+	homeView   = 0 // `.snapshots` of the directory
+	readmeView = 1 // README, of every directory
+	firstView  = 16
+	lastView   = 1<<15 - 1
 )
 
 func number(view uint64, ino catalog.Ino) (catalog.Ino, error) {
@@ -158,8 +160,12 @@ func (t *Tree) object(n catalog.Ino) (object, error) {
 			return nil, catalog.ErrStale
 		case node.file != 0:
 			return keptFile{t: t, n: node}, nil
-		case node.deleted:
+		case node.body != "":
+			return textFile{n: node}, nil
+		case node.kind == deletedKind:
 			return deletedDir{t: t, n: node}, nil
+		case node.kind == conflictsKind:
+			return conflictsDir{t: t, n: node}, nil
 		}
 		return versionsDir{t: t, n: node}, nil
 	}
@@ -169,8 +175,6 @@ func (t *Tree) object(n catalog.Ino) (object, error) {
 		return home{t: t, dir: ino}, nil
 	case readmeView:
 		return readme{}, nil
-	case conflictsView:
-		return conflictsDir{t: t, dir: ino}, nil
 	}
 	v := t.views.get(id)
 	if v == nil {
@@ -311,15 +315,6 @@ func (f *File) Seek(ctx context.Context, off int64, whence int) (int64, error) {
 		return size, nil
 	}
 	return 0, catalog.ErrInvalid
-}
-
-// exact asks a Keeper; a store that is none keeps everything.
-func (t *Tree) exact(ctx context.Context, dir catalog.Ino, at catalog.Seq) error {
-	k, ok := t.store.(Keeper)
-	if !ok {
-		return nil
-	}
-	return k.Exact(ctx, dir, at)
 }
 
 const maxRefusedPerSecond = 5

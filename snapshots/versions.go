@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"holdfast/catalog"
+	"holdfast/internal/volume"
 )
 
 const (
@@ -31,48 +32,14 @@ type versionsDir struct {
 	n *node
 }
 
-// count finds the versions of each span of a regular file. What old says of spans that have ended still holds.
-func (t *Tree) count(ctx context.Context, h, old *history) error {
-	known := make(map[catalog.NameSpan]era)
-	if old != nil {
-		for _, e := range old.eras {
-			if e.To != catalog.Head {
-				known[e.NameSpan] = e
-			}
-		}
+// shownFrom returns the first version of each era that no earlier era of the same inode has shown.
+func shownFrom(eras []volume.Era) []uint64 {
+	out, shown := make([]uint64, len(eras)), make(map[catalog.Ino]uint64)
+	for i, e := range eras {
+		out[i] = max(e.First, shown[e.Ino]+1)
+		shown[e.Ino] = max(shown[e.Ino], e.Last)
 	}
-	shown := make(map[catalog.Ino]uint64)
-	before := uint64(0)
-	for _, s := range h.spans {
-		if !isFile(s.Type) {
-			continue
-		}
-		e, ok := known[s]
-		if !ok {
-			e = era{NameSpan: s, first: 1}
-			switch row, err := t.store.GetAt(ctx, s.Ino, s.From); {
-			case err == nil:
-				e.first = max(row.Ver, 1)
-			case !errors.Is(err, catalog.ErrStale):
-				return err
-			}
-			last := s.To
-			if last != catalog.Head {
-				last--
-			}
-			row, err := t.store.GetAt(ctx, s.Ino, last)
-			if err != nil && !errors.Is(err, catalog.ErrStale) {
-				return err
-			}
-			e.last = max(row.Ver, e.first-1)
-		}
-		e.before = before
-		e.shown = max(e.first, shown[s.Ino]+1)
-		shown[s.Ino] = max(e.last, shown[s.Ino])
-		before = e.count()
-		h.eras = append(h.eras, e)
-	}
-	return nil
+	return out
 }
 
 // shows reports whether a path that led there has a place below `versions`.
@@ -113,12 +80,9 @@ func (d versionsDir) lookup(ctx context.Context, name string) (catalog.Inode, er
 		return catalog.Inode{}, err
 	}
 	if number, ok := versionNumber(name); ok {
-		e, err := d.version(ctx, h, number)
-		if err == nil && e.Name == name {
-			return e.Inode, nil
-		}
-		if err != nil && !errors.Is(err, catalog.ErrNotExist) {
-			return catalog.Inode{}, err
+		e, ok, err := d.version(ctx, h, number)
+		if err != nil || ok && e.Name == name {
+			return e.Inode, err
 		}
 	}
 	spans, err := d.t.store.Under(ctx, h.spans, name)
@@ -173,12 +137,12 @@ func (d versionsDir) readDir(ctx context.Context, after uint64, limit int) ([]ca
 // versions lists the versions of the path behind the number done.
 func (d versionsDir) versions(ctx context.Context, h *history, done uint64, limit int) ([]catalog.DirEntry, error) {
 	var list []catalog.DirEntry
-	i := sort.Search(len(h.eras), func(i int) bool { return h.eras[i].count() > done })
+	i := sort.Search(len(h.eras), func(i int) bool { return h.eras[i].Count() > done })
 	for ; i < len(h.eras) && len(list) < limit; i++ {
 		e := &h.eras[i]
-		from := max(e.shown, e.first+(max(done, e.before)-e.before))
-		for from <= e.last && len(list) < limit {
-			part, err := d.t.store.VersionRange(ctx, e.Ino, from, min(e.last, from+uint64(limit-len(list))-1)+1)
+		from := max(h.shown[i], e.First+(max(done, e.Before)-e.Before))
+		for from <= e.Last && len(list) < limit {
+			part, err := d.t.store.VersionRange(ctx, e.Ino, from, e.Last+1)
 			if err != nil {
 				return nil, err
 			}
@@ -187,50 +151,46 @@ func (d versionsDir) versions(ctx context.Context, h *history, done uint64, limi
 			}
 			for _, ver := range part {
 				from = ver.Num + 1
-				entry, err := d.entry(ctx, e, ver)
-				if errors.Is(err, catalog.ErrStale) {
-					continue
-				}
+				entry, ok, err := d.entry(ctx, e, ver)
 				if err != nil {
 					return nil, err
 				}
-				list = append(list, entry)
+				if ok {
+					list = append(list, entry)
+				}
+				if len(list) == limit {
+					break
+				}
 			}
 		}
 	}
 	return list, nil
 }
 
-// version returns the version of that number.
-func (d versionsDir) version(ctx context.Context, h *history, number uint64) (catalog.DirEntry, error) {
-	i := sort.Search(len(h.eras), func(i int) bool { return h.eras[i].count() >= number })
+// version returns the version of that number. false: there is none.
+func (d versionsDir) version(ctx context.Context, h *history, number uint64) (catalog.DirEntry, bool, error) {
+	i := sort.Search(len(h.eras), func(i int) bool { return h.eras[i].Count() >= number })
 	if i == len(h.eras) || number == 0 {
-		return catalog.DirEntry{}, catalog.ErrNotExist
+		return catalog.DirEntry{}, false, nil
 	}
 	e := &h.eras[i]
-	num := e.first + (number - e.before - 1)
-	if num < e.shown {
-		return catalog.DirEntry{}, catalog.ErrNotExist
+	num := e.First + (number - e.Before - 1)
+	if num < h.shown[i] {
+		return catalog.DirEntry{}, false, nil
 	}
 	part, err := d.t.store.VersionRange(ctx, e.Ino, num, num+1)
-	if err != nil {
-		return catalog.DirEntry{}, err
+	if err != nil || len(part) == 0 {
+		return catalog.DirEntry{}, false, err
 	}
-	if len(part) == 0 {
-		return catalog.DirEntry{}, catalog.ErrNotExist
-	}
-	entry, err := d.entry(ctx, e, part[0])
-	if errors.Is(err, catalog.ErrStale) {
-		err = catalog.ErrNotExist
-	}
-	return entry, err
+	return d.entry(ctx, e, part[0])
 }
 
-func (d versionsDir) entry(ctx context.Context, e *era, ver catalog.Version) (catalog.DirEntry, error) {
-	number := e.before + ver.Num - e.first + 1
+// entry makes the entry of a version. false: retention has taken it.
+func (d versionsDir) entry(ctx context.Context, e *volume.Era, ver catalog.Version) (catalog.DirEntry, bool, error) {
+	number := e.Number(ver.Num)
 	name := versionName(number, ver, d.n.name)
-	row, err := keptFile{t: d.t, n: d.t.nodes.file(d.n, name, ver.Ino, ver.Seq)}.get(ctx)
-	return catalog.DirEntry{Name: name, Cookie: versionCookie + number, Inode: row}, err
+	row, ok, err := d.t.keep(ctx, d.n, name, ver.Ino, ver.Seq)
+	return catalog.DirEntry{Name: name, Cookie: versionCookie + number, Inode: row}, ok, err
 }
 
 func (d versionsDir) entryValid(name string, found bool) uint64 {
@@ -243,15 +203,25 @@ func (d versionsDir) entryValid(name string, found bool) uint64 {
 // versionName is the name of a version of a path that is called name: number, time, agent, and the extension, so that programs know the file for
 // what it is.
 func versionName(number uint64, ver catalog.Version, name string) string {
-	agent := sanitize(ver.Actor.Agent, maxAgentPart)
-	if agent == "" {
-		agent = "unknown"
+	return fmt.Sprintf("%04d-%s-%s%s", number, time.Unix(0, ver.Time).UTC().Format(time.RFC3339), agentPart(ver.Actor), extension(name))
+}
+
+// agentPart is how an agent is called in a name.
+func agentPart(a catalog.Actor) string {
+	if agent := sanitize(a.Agent, maxAgentPart); agent != "" {
+		return agent
 	}
+	return "unknown"
+}
+
+// extension is that of a path, with its dot, or "" when it has none that can be shown.
+func extension(p string) string {
+	name := path.Base(p)
 	ext := path.Ext(name)
 	if len(ext) == len(name) || len(ext) > maxExtPart || ext == "." || sanitize(ext, maxExtPart) != ext {
-		ext = ""
+		return ""
 	}
-	return fmt.Sprintf("%04d-%s-%s%s", number, time.Unix(0, ver.Time).UTC().Format(time.RFC3339), agent, ext)
+	return ext
 }
 
 // sanitize makes s a part of a file name that is bearable on a terminal: valid UTF-8 of at most max bytes without slashes, spaces and what cannot be

@@ -1,12 +1,10 @@
 package volume
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"path"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -60,11 +58,6 @@ func (v *Volume) ListXattrAt(ctx context.Context, ino catalog.Ino, at catalog.Se
 	return v.cat.ListXattrAt(ctx, ino, at)
 }
 
-// NameHistory is catalog.NameHistory.
-func (v *Volume) NameHistory(ctx context.Context, parent catalog.Ino, name string) ([]catalog.NameSpan, error) {
-	return v.cat.NameHistory(ctx, parent, name)
-}
-
 // DirNames is catalog.DirNames.
 func (v *Volume) DirNames(ctx context.Context, dir catalog.Ino, after uint64, max int) ([]catalog.PastName, error) {
 	return v.cat.DirNames(ctx, dir, after, max)
@@ -100,51 +93,6 @@ func (v *Volume) ResolveAt(ctx context.Context, p string, at catalog.Seq) (catal
 		return row, err
 	}
 	return followed, nowErr
-}
-
-// Under returns where name led in the directories that above, in the order of From, led to, as long as above led there: the history of a path from
-// that of the path above it. A directory that is there now is followed back to the beginning, so that its files keep the versions that they had
-// while it had other names; otherwise the spans of a path do not overlap.
-func (v *Volume) Under(ctx context.Context, above []catalog.NameSpan, name string) ([]catalog.NameSpan, error) {
-	var out []catalog.NameSpan
-	for _, p := range above {
-		if p.Type&unix.S_IFMT != unix.S_IFDIR {
-			continue
-		}
-		spans, err := v.cat.NameHistory(ctx, p.Ino, name)
-		if err != nil {
-			return nil, err
-		}
-		for _, s := range spans {
-			s.From, s.To = max(s.From, p.From), min(s.To, p.To)
-			if s.From < s.To {
-				out = append(out, s)
-			}
-		}
-	}
-	slices.SortStableFunc(out, func(a, b catalog.NameSpan) int { return cmp.Compare(a.From, b.From) })
-	if n := len(out); n > 0 && out[n-1].To == catalog.Head && out[n-1].Type&unix.S_IFMT == unix.S_IFDIR {
-		out[n-1].From = 0
-	}
-	return out, nil
-}
-
-// PathHistory returns every inode that p has led to, and when: see Under. ErrNotExist when there never was such a path.
-func (v *Volume) PathHistory(ctx context.Context, p string) ([]catalog.NameSpan, error) {
-	spans := []catalog.NameSpan{{Ino: catalog.Root, Type: unix.S_IFDIR, To: catalog.Head}}
-	for name := range strings.SplitSeq(strings.Trim(path.Clean("/"+p), "/"), "/") {
-		if name == "" {
-			break
-		}
-		var err error
-		if spans, err = v.Under(ctx, spans, name); err != nil {
-			return nil, fmt.Errorf("%s: %w", p, err)
-		}
-	}
-	if len(spans) == 0 {
-		return nil, fmt.Errorf("%s: %w, now or earlier", p, catalog.ErrNotExist)
-	}
-	return spans, nil
 }
 
 // PastHandle is a regular file as it was, open for reading. Its methods may be called concurrently; there is nothing to close.
