@@ -77,11 +77,11 @@ func loadLoose(ctx context.Context, db *sqldb.DB, after blobstore.Hash, forgotte
 // forget records those of the blobs that nothing names, and takes those that something names off the list of loose ones.
 func (p *pruner) forget(ctx context.Context, list []blobstore.Hash) error {
 	var x Pruned
-	var named []blobstore.Hash
+	var named, leaving []blobstore.Hash
+	defer func() { p.c.pins.left(leaving) }()
 	choose := func() error {
+		bytes := int64(0)
 		busy := p.c.inFlight(list)
-		sizes := make([]int64, 0, len(list))
-		x.Forgotten, named = nil, nil
 		err := p.db.Read(ctx, func(c *sqldb.Conn) error {
 			for _, h := range list {
 				used, size, err := blobUse(c, h)
@@ -90,39 +90,31 @@ func (p *pruner) forget(ctx context.Context, list []blobstore.Hash) error {
 					return err
 				case used:
 					named = append(named, h)
-				case !busy[h] && size >= 0:
-					x.Forgotten, sizes = append(x.Forgotten, h), append(sizes, size)
-				case !busy[h]: // it is forgotten already
-					named = append(named, h)
+				case busy[h] || !p.c.pins.leave(h):
+				default:
+					leaving = append(leaving, h)
+					x.Forgotten, bytes = append(x.Forgotten, h), bytes+max(size, 0)
 				}
 			}
 			return nil
 		})
 		if err == nil {
-			p.rep.Blobs += int64(len(x.Forgotten))
-			for _, n := range sizes {
-				p.rep.BlobBytes += n
-			}
+			p.rep.Blobs, p.rep.BlobBytes = p.rep.Blobs+int64(len(x.Forgotten)), p.rep.BlobBytes+bytes
 		}
 		return err
 	}
-	var err error
 	if p.o.DryRun {
-		err = choose()
-	} else {
-		err = p.c.mutate(ctx, p.actor(), OpPrune, func(t *txn) error {
-			if err := choose(); err != nil || len(x.Forgotten) == 0 {
-				return err
-			}
-			t.p.rec.Pruned = &x
-			return nil
-		})
+		return choose()
 	}
+	err := p.c.mutate(ctx, p.actor(), OpPrune, func(t *txn) error {
+		if err := choose(); err != nil || len(x.Forgotten) == 0 {
+			return err
+		}
+		t.p.rec.Pruned = &x
+		return nil
+	})
 	if err != nil {
 		return err
-	}
-	if p.o.DryRun {
-		return nil
 	}
 	p.c.pruneDebt += int64(len(x.Forgotten))
 	if err := p.c.Flush(ctx); err != nil {
@@ -164,7 +156,7 @@ func blobUse(c *sqldb.Conn, h blobstore.Hash) (used bool, size int64, err error)
 	return used, size, st.Done()
 }
 
-// inFlight says which of the blobs are pinned, or named by records that are not in catalog.db yet.
+// inFlight says which of the blobs are named by records that are not in catalog.db yet.
 func (c *Catalog) inFlight(list []blobstore.Hash) map[blobstore.Hash]bool {
 	busy := make(map[blobstore.Hash]bool, len(list))
 	c.mu.RLock()
@@ -180,7 +172,7 @@ func (c *Catalog) inFlight(list []blobstore.Hash) map[blobstore.Hash]bool {
 	for _, h := range list {
 		_, named := waiting[h]
 		_, fresh := c.newBlobs[h]
-		if named || fresh || c.pins.pinned(h) {
+		if named || fresh {
 			busy[h] = true
 		}
 	}
@@ -232,6 +224,20 @@ func (c *Catalog) deleteBlob(ctx context.Context, h blobstore.Hash, may func(kno
 	if !may(known) {
 		return true, nil // it was named again
 	}
+	// Nothing can have named it: HasBlob did not know it for whoever pinned it. It is looked for all the same: a blob lost cannot be made good.
+	used := c.inFlight([]blobstore.Hash{h})[h]
+	err = c.db.Read(ctx, func(conn *sqldb.Conn) error {
+		named, _, err := blobUse(conn, h)
+		used = used || named
+		return err
+	})
+	if err != nil {
+		return false, c.readFailed("look for files that name a blob", err)
+	}
+	if used {
+		c.log.Error("a blob that was to be deleted is still named by a file, and is kept; check the store", "blob", h)
+		return true, nil
+	}
 	if err := c.opt.check(stageDelete); err != nil {
 		return false, err
 	}
@@ -277,7 +283,8 @@ func (p *pruner) loosenUnused(ctx context.Context, list []blobstore.Hash) error 
 	}
 	return failed("write catalog.db", p.db.Write(ctx, func(c *sqldb.Conn) error {
 		for i := range unused {
-			if err := c.Prep("INSERT OR IGNORE INTO loose (hash, forgotten) VALUES (?, 0)").BindBytes(1, unused[i][:]).Exec(); err != nil {
+			err := c.Prep("INSERT INTO loose (hash, forgotten) VALUES (?, 0) ON CONFLICT (hash) DO UPDATE SET forgotten = 0").BindBytes(1, unused[i][:]).Exec()
+			if err != nil {
 				return err
 			}
 		}

@@ -207,13 +207,17 @@ func (c *Catalog) keepExtents(ino Ino, m *extentMap, seen int, gen uint64) ([]Ex
 	return list, true
 }
 
-// HasBlob says whether a record has named a blob, and with what size and root.
+// HasBlob says whether a record has named a blob that may be named again, and with what size and root. Whoever means to do so pins it first: see Pin.
 func (c *Catalog) HasBlob(ctx context.Context, h blobstore.Hash) (blobstore.Ref, bool, error) {
 	c.mu.RLock()
 	b, ok := c.newBlobs[h]
 	c.mu.RUnlock()
 	if ok {
 		return b.ref, true, nil
+	}
+	// Asked before the row is: once a blob has left, the row is gone.
+	if c.pins.isLeaving(h) {
+		return blobstore.Ref{}, false, nil
 	}
 	row, ok, err := c.loadBlob(ctx, h)
 	return row.ref, ok, err

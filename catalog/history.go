@@ -194,7 +194,7 @@ func (c *Catalog) ReadDirAt(ctx context.Context, dir Ino, after uint64, max int,
 func (c *Catalog) pastExtents(ctx context.Context, ino Ino, p past) ([]Extent, error) {
 	row, err := c.pastInode(ctx, ino, p)
 	if err != nil {
-		return nil, err
+		return nil, c.afterAll(ctx, err, ino, p)
 	}
 	var rows []Extent
 	if row.Base <= p.base {
@@ -216,7 +216,7 @@ func (c *Catalog) pastExtents(ctx context.Context, ino Ino, p past) ([]Extent, e
 func (c *Catalog) pastXattrs(ctx context.Context, ino Ino, at Seq) (map[string][]byte, error) {
 	p := c.moment(at)
 	if _, err := c.pastInode(ctx, ino, p); err != nil {
-		return nil, err
+		return nil, c.afterAll(ctx, err, ino, p)
 	}
 	set, err := loadXattrs(ctx, c.db, ino, p.base)
 	if err != nil {

@@ -12,12 +12,13 @@ import (
 type pins struct {
 	mu      sync.Mutex
 	blobs   map[blobstore.Hash]int
+	leaving map[blobstore.Hash]struct{}      // a record that forgets them is being written: nobody may rely on them any more
 	dying   map[blobstore.Hash]chan struct{} // being deleted; closed when that is done
 	moments map[Seq]int
 }
 
 func newPins() pins {
-	return pins{blobs: make(map[blobstore.Hash]int), dying: make(map[blobstore.Hash]chan struct{}), moments: make(map[Seq]int)}
+	return pins{blobs: make(map[blobstore.Hash]int), leaving: make(map[blobstore.Hash]struct{}), dying: make(map[blobstore.Hash]chan struct{}), moments: make(map[Seq]int)}
 }
 
 // Pin keeps blobs from being deleted until Unpin, as often as it is called. Whoever means to name a blob in a Commit, and has not its body
@@ -81,10 +82,30 @@ func (c *Catalog) unpinNew(cm *Commit) {
 	}
 }
 
-func (p *pins) pinned(h blobstore.Hash) bool {
+// leave marks a blob as one that nobody may rely on any more; false when it is pinned. The caller calls left afterwards.
+func (p *pins) leave(h blobstore.Hash) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.blobs[h] > 0
+	if p.blobs[h] > 0 {
+		return false
+	}
+	p.leaving[h] = struct{}{}
+	return true
+}
+
+func (p *pins) left(list []blobstore.Hash) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, h := range list {
+		delete(p.leaving, h)
+	}
+}
+
+func (p *pins) isLeaving(h blobstore.Hash) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.leaving[h]
+	return ok
 }
 
 // kill marks a blob as being deleted; false when it is pinned. The caller calls buried afterwards.

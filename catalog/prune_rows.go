@@ -167,7 +167,8 @@ func loosen(c *sqldb.Conn, query string, args ...int64) error {
 		hashes = append(hashes, h)
 	}
 	for i := range hashes {
-		if err := c.Prep("INSERT OR IGNORE INTO loose (hash, forgotten) VALUES (?, 0)").BindBytes(1, hashes[i][:]).Exec(); err != nil {
+		err := c.Prep("INSERT INTO loose (hash, forgotten) VALUES (?, 0) ON CONFLICT (hash) DO UPDATE SET forgotten = 0").BindBytes(1, hashes[i][:]).Exec()
+		if err != nil {
 			return err
 		}
 	}
