@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"holdfast/internal/sqldb"
@@ -77,6 +78,7 @@ type pruner struct {
 	byDir  map[Ino]int      // policies of directories
 	kept   map[string][]Seq // as in the database that is pruned
 	sides  map[Ino]struct{} // inodes that conflicts name
+	anew   map[int]bool     // policies whose history is to be looked at from the beginning
 	cursor Seq              // files that changed since are looked at for too many versions
 }
 
@@ -156,6 +158,9 @@ func (p *pruner) run(ctx context.Context) error {
 		return err
 	}
 	p.rep.Policies = make([]PolicyReport, len(p.o.Policies))
+	if err := p.forgetPolicies(ctx); err != nil {
+		return err
+	}
 	for i := range p.o.Policies {
 		pol := &p.o.Policies[i]
 		p.rep.Policies[i].Path = pol.Path
@@ -167,6 +172,11 @@ func (p *pruner) run(ctx context.Context) error {
 			return err
 		}
 	}
+	if p.o.Sweep && !p.o.DryRun {
+		if err := p.sweepDead(ctx); err != nil {
+			return err
+		}
+	}
 	if err := p.tryAgain(ctx); err != nil {
 		return err
 	}
@@ -174,9 +184,6 @@ func (p *pruner) run(ctx context.Context) error {
 		return err
 	}
 	if err := p.bound(ctx, snapshots); err != nil {
-		return err
-	}
-	if err := p.forgetPolicies(ctx); err != nil {
 		return err
 	}
 	return p.blobs(ctx)
@@ -224,11 +231,16 @@ func (p *pruner) actor() Actor {
 // thin takes away what lies between the moments, the last of which is the horizon, of the files under the policy i.
 func (p *pruner) thin(ctx context.Context, i int, moments []Seq) error {
 	rep := &p.rep.Policies[i]
+	path := p.o.Policies[i].Path
+	done, ok := p.kept[path]
+	if !ok {
+		done = p.keptAbove(path)
+	}
+	moments = still(done, moments)
 	if len(moments) == 0 {
 		return nil
 	}
-	horizon := moments[len(moments)-1]
-	at, err := p.c.TimeOf(ctx, horizon)
+	at, err := p.c.TimeOf(ctx, moments[len(moments)-1])
 	if err != nil {
 		return err
 	}
@@ -236,11 +248,12 @@ func (p *pruner) thin(ctx context.Context, i int, moments []Seq) error {
 	if p.sides, err = loadSides(ctx, p.db, Head); err != nil {
 		return err
 	}
-	path := p.o.Policies[i].Path
-	done := p.kept[path]
 	after := Seq(0)
 	for _, before := range moments {
 		from, todo := unthinned(done, after, before)
+		if p.anew[i] {
+			from, todo = after, true
+		}
 		if todo {
 			if err := p.gap(ctx, i, gapOf{after, before, from}); err != nil {
 				return err
@@ -249,6 +262,36 @@ func (p *pruner) thin(ctx context.Context, i int, moments []Seq) error {
 		after = before
 	}
 	return p.noteKept(ctx, path, moments)
+}
+
+// keptAbove returns up to which moments history was thinned of files that are under a policy of path from now on: the policy above had them so far.
+func (p *pruner) keptAbove(path string) []Seq {
+	best := ""
+	for above := range p.kept {
+		if len(above) > len(best) && (above == "/" || strings.HasPrefix(path, above+"/")) {
+			best = above
+		}
+	}
+	return p.kept[best]
+}
+
+// still returns those of moments, the last of which is the horizon, that are there as a whole: what was thinned between two moments does not come back
+// when a policy keeps more. Nor does the horizon go back.
+func still(done, moments []Seq) []Seq {
+	if len(done) == 0 || len(moments) == 0 {
+		return moments
+	}
+	last := done[len(done)-1]
+	out := moments[:0:0]
+	for _, s := range moments {
+		if _, found := slices.BinarySearch(done, s); found || s > last {
+			out = append(out, s)
+		}
+	}
+	if moments[len(moments)-1] < last {
+		out = append(out, last)
+	}
+	return out
 }
 
 // unthinned says whether anything may be left between two neighbouring moments, given those up to which history is thinned already, and
@@ -261,7 +304,7 @@ func unthinned(done []Seq, after, before Seq) (from Seq, todo bool) {
 	switch {
 	case i == len(done):
 		return after, true
-	case done[i] >= before: // inside of what is thinned
+	case done[i] >= before:
 		return after, false
 	}
 	// Up to the next neighbour nothing is left but what held at that neighbour, too: whatever can go now has a row behind it.
@@ -270,33 +313,21 @@ func unthinned(done []Seq, after, before Seq) (from Seq, todo bool) {
 
 // noteKept records up to which moments the history under the policy of path is thinned now.
 func (p *pruner) noteKept(ctx context.Context, path string, moments []Seq) error {
-	done := p.kept[path]
-	var last Seq
-	if len(done) > 0 {
-		last = done[len(done)-1]
-	}
 	var changes []Kept
-	now := moments[:0:0]
 	for _, s := range moments {
-		if _, found := slices.BinarySearch(done, s); found {
-			now = append(now, s)
-		} else if s > last {
-			now = append(now, s)
+		if _, found := slices.BinarySearch(p.kept[path], s); !found {
 			changes = append(changes, Kept{Policy: path, Seq: s})
 		}
 	}
-	if len(moments) > 0 && last > moments[len(moments)-1] { // a horizon that lay further on stays
-		now = append(now, last)
-	}
-	for _, s := range done {
-		if _, found := slices.BinarySearch(now, s); !found {
+	for _, s := range p.kept[path] {
+		if _, found := slices.BinarySearch(moments, s); !found {
 			changes = append(changes, Kept{Policy: path, Seq: s, Removed: true})
 		}
 	}
 	if len(changes) == 0 {
 		return nil
 	}
-	p.kept[path] = now
+	p.kept[path] = moments
 	oldest, err := p.oldest(ctx)
 	if err != nil {
 		return err

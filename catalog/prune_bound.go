@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 
 	"holdfast/internal/sqldb"
 )
@@ -175,15 +176,26 @@ func (p *pruner) pastExtents(ctx context.Context, after int64) (rows []pastExten
 	return rows, next, err
 }
 
-// forgetPolicies forgets how far history was thinned under policies that are no more.
+// forgetPolicies forgets how far history was thinned under policies that are no more. Their files are under the policy above from now on, which may
+// keep less.
 func (p *pruner) forgetPolicies(ctx context.Context) error {
 	var gone []Kept
+	p.anew = make(map[int]bool)
 	for _, path := range slices.Sorted(maps.Keys(p.kept)) {
-		if !slices.ContainsFunc(p.o.Policies, func(x Policy) bool { return x.Path == path }) {
-			for _, s := range p.kept[path] {
-				gone = append(gone, Kept{Policy: path, Seq: s, Removed: true})
+		if slices.ContainsFunc(p.o.Policies, func(x Policy) bool { return x.Path == path }) {
+			continue
+		}
+		for _, s := range p.kept[path] {
+			gone = append(gone, Kept{Policy: path, Seq: s, Removed: true})
+		}
+		delete(p.kept, path)
+		above := 0
+		for i := range p.o.Policies {
+			if x := p.o.Policies[i].Path; strings.HasPrefix(path, x+"/") && len(x) > len(p.o.Policies[above].Path) {
+				above = i
 			}
 		}
+		p.anew[above] = true
 	}
 	if len(gone) == 0 {
 		return nil

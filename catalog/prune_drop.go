@@ -133,6 +133,39 @@ func (c *Catalog) retryLater(ino Ino) {
 	}
 }
 
+// sweepDead notes the inodes without a name that earlier runs had to leave, before a restart for one.
+func (p *pruner) sweepDead(ctx context.Context) error {
+	for after := int64(0); after >= 0; {
+		next := int64(-1)
+		err := p.db.Read(ctx, func(c *sqldb.Conn) error {
+			st := c.Prep("SELECT ino, nlink FROM inodes WHERE ino > ? ORDER BY ino").BindInt64(1, after)
+			for n := 0; ; n++ {
+				ok, err := st.Step()
+				if err != nil || !ok {
+					return err
+				}
+				ino := st.Int64(0)
+				if n > 4*p.o.Slice && ino != after { // the next step looks at the rest of this one again
+					next = ino - 1
+					return st.Done()
+				}
+				if st.Int64(1) == 0 {
+					p.c.retryLater(Ino(ino))
+				}
+				after = ino
+			}
+		})
+		if err != nil {
+			return err
+		}
+		after = next
+		if err := p.pause(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // tryAgain takes away what earlier runs had to leave: of inodes that were open, or that somebody read the past of.
 func (p *pruner) tryAgain(ctx context.Context) error {
 	inos := slices.Sorted(maps.Keys(p.c.retry))

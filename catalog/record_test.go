@@ -414,7 +414,7 @@ func TestVersionDigestCoversEverything(t *testing.T) {
 
 func FuzzDecodeRecord(f *testing.F) {
 	rng := recordRand(f)
-	for _, r := range []Record{typicalRecord(), everyField(), {Op: OpInit}, randomRecord(rng), randomRecord(rng)} {
+	for _, r := range append(recordsOfFormat2(), typicalRecord(), everyField(), Record{Op: OpInit}, randomRecord(rng), randomRecord(rng)) {
 		e := entryOf(f, new(Encoder), &r)
 		f.Add(e.Head, e.Body, false)
 		f.Add(e.Head, []byte{}, true)
