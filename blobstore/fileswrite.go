@@ -50,7 +50,7 @@ func (t *tmpFile) Write(p []byte) (int, error) {
 }
 
 func (t *tmpFile) sync() error {
-	if err := unix.Fsync(t.fd); err != nil {
+	if err := t.s.fsync(t.fd); err != nil {
 		return &syncError{t.s.opt.storePath(blobsDir, tmpDir, t.name), err}
 	}
 	return nil
@@ -119,7 +119,7 @@ func (s *files) unlink(dir int, h Hash, name string) error {
 }
 
 func (s *files) syncDir(dir int, first byte) error {
-	if err := unix.Fsync(dir); err != nil {
+	if err := s.fsync(dir); err != nil {
 		return &syncError{s.opt.storePath(blobsDir, fanOut(first)), err}
 	}
 	return nil
@@ -256,7 +256,6 @@ func (s *files) install(dir int, h Hash, sc Sidecar, damage error, durable bool,
 	} else if st.counted {
 		st.count(Stats{1, sc.Size, sc.StoredSize}, 1)
 	}
-	s.dirty.add(h)
 	if sc.Size > BlockSize {
 		lay := newLayout(&sc)
 		s.layouts.put(h, lay, lay.cost(), func() bool { return true }) // the stripe is locked
@@ -264,6 +263,7 @@ func (s *files) install(dir int, h Hash, sc Sidecar, damage error, durable bool,
 	if durable {
 		return s.syncDir(dir, h[0])
 	}
+	s.dirty.add(h)
 	return nil
 }
 
@@ -316,8 +316,8 @@ func (s *files) adopt(ctx context.Context, sum Summed, meta Meta, staged *os.Fil
 		compress = false
 	}
 	if durable {
-		if err := staged.Sync(); err != nil {
-			return err
+		if err := s.fsync(int(staged.Fd())); err != nil {
+			return &syncError{path, err}
 		}
 	}
 	err = s.install(dir, h, newSidecar(sum, meta), damage, durable, func() error {
@@ -443,7 +443,7 @@ func (e *syncError) Unwrap() error { return e.err }
 
 func (s *files) syncAll(todo map[Hash]struct{}, dirs [256]bool, many bool) error {
 	if many {
-		if err := unix.Syncfs(s.root); err != nil {
+		if err := s.syncfs(s.root); err != nil {
 			return &syncError{"the filesystem of " + s.opt.storePath(blobsDir), err}
 		}
 		return nil
@@ -478,7 +478,7 @@ func (s *files) syncOne(h Hash) error {
 			}
 			return err
 		}
-		err = unix.Fsync(f.fd)
+		err = s.fsync(f.fd)
 		f.release()
 		if err != nil {
 			return &syncError{s.opt.storePath(blobsDir, fanOut(h[0]), name), err}
