@@ -50,6 +50,8 @@ type applier struct {
 	stop   context.CancelFunc
 	done   chan struct{}
 	err    atomic.Pointer[error] // why the last pass failed; nil when it did not
+	// syncErr is why the last sync of the blobstore for blobs_seq failed; nil when it did not.
+	syncErr atomic.Pointer[error]
 
 	mu         sync.Mutex // held by the one pass in progress; guards what follows
 	w          rowWriter
@@ -78,8 +80,16 @@ func (a *applier) notify(first, full bool) {
 	}
 }
 
+// lastError is why catalog.db lags behind; nil when it does not.
 func (a *applier) lastError() error {
 	if p := a.err.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+func (a *applier) lastSyncError() error {
+	if p := a.syncErr.Load(); p != nil {
 		return *p
 	}
 	return nil
@@ -142,7 +152,12 @@ func (c *Catalog) applyLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-blobTick.C:
-			if err := c.syncBodies(ctx); err != nil && ctx.Err() == nil {
+			err := c.syncBodies(ctx)
+			switch {
+			case err == nil:
+				c.app.syncErr.Store(nil)
+			case ctx.Err() == nil:
+				c.app.syncErr.Store(&err)
 				c.log.Error("small blobs cannot be made durable in the blobstore; the journal keeps them", "err", err)
 			}
 			continue

@@ -140,7 +140,7 @@ type Stats struct {
 	Applied       Seq       `json:"applied"` // the newest record in catalog.db
 	PendingBytes  int64     `json:"pending_bytes"`
 	Pending       int       `json:"pending"`    // records that wait for the applier
-	LastError     error     `json:"-"`          // why the applier cannot go on at the moment; nil when it can
+	LastError     error     `json:"-"`          // why catalog.db or the blobstore lags behind at the moment; nil when neither does
 	Damage        []error   `json:"-"`          // what Open found damaged and worked around
 	NextIno       Ino       `json:"next_inode"` // the number that the next inode gets
 }

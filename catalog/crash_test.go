@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -571,5 +572,62 @@ func childMain(t *testing.T, dir string) {
 			}
 		}
 		fmt.Println(i)
+	}
+}
+
+// catalog.db never has a record that the journal could lose.
+func TestAppliedIsDurable(t *testing.T) {
+	var c *Catalog
+	var ahead atomic.Int64
+	c = newCatalog(t, func(o *Options) {
+		o.fault = func(at stage) error {
+			if at == stageSettle && Seq(c.j.Synced()) < c.app.meta.applied {
+				ahead.Add(1)
+			}
+			return nil
+		}
+	})
+	for i := range 20 {
+		createFile(t, c, Root, strconv.Itoa(i))
+		if err := c.Flush(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := ahead.Load(); n > 0 {
+		t.Fatalf("catalog.db was ahead of the durable journal %d times", n)
+	}
+}
+
+func TestTimeNeverGoesBack(t *testing.T) {
+	w := newWorld(t, 13, nil)
+	ctx := context.Background()
+	start := w.clk.tick()
+	for i, at := range []Timestamp{start, start - 500, 0, -7, start + 1, start + 1} {
+		w.clk.mu.Lock()
+		w.clk.now = at
+		w.clk.mu.Unlock()
+		createFile(t, w.c, Root, strconv.Itoa(i))
+		if i == 2 {
+			kill(w.c)
+			w.c = openCatalog(t, w.opt)
+		}
+	}
+	for range 2 {
+		for at, want := range map[Timestamp]Seq{start - 1: 1, start: 5, start + 1: 7, start + 9: 7} {
+			if got, err := w.c.SeqAt(ctx, unixTime(at)); err != nil || got != want {
+				t.Fatalf("the last record at %+d is %d %v, want %d", at-start, got, err, want)
+			}
+		}
+		if err := w.c.Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, at := range []time.Time{{}, time.Unix(0, 0), time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC)} {
+		if got, err := w.c.SeqAt(ctx, at); err != nil || got != 0 {
+			t.Fatal(at, got, err)
+		}
+	}
+	if got, err := w.c.SeqAt(ctx, time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)); err != nil || got != 7 {
+		t.Fatal(got, err)
 	}
 }

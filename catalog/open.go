@@ -304,7 +304,7 @@ func checkNumbers(r *Record) error {
 // dropped is kept in quarantine.
 func (c *Catalog) dropUnpromised(ctx context.Context, m meta) error {
 	o := c.journalOptions(m)
-	o.ReadOnly = true
+	o.ReadOnly, o.Log = true, nil // the opening that follows logs what it finds
 	j, err := journal.Open(ctx, o)
 	if err != nil {
 		return failed("open", err)
@@ -447,7 +447,7 @@ func (c *Catalog) Stats(ctx context.Context) (Stats, error) {
 	if err := ctx.Err(); err != nil {
 		return Stats{}, err
 	}
-	s := Stats{JournalBytes: c.j.Bytes(), Synced: Seq(c.j.Synced()), LastError: c.app.lastError(), Damage: c.damage}
+	s := Stats{JournalBytes: c.j.Bytes(), Synced: Seq(c.j.Synced()), LastError: errors.Join(c.app.lastError(), c.app.lastSyncError()), Damage: c.damage}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	s.Files, s.Dirs, s.Versions = c.files, c.counts.dirs, c.versions
