@@ -36,7 +36,7 @@ func noSync(string) error { return nil }
 // TestMeasure runs all small rows on the disk and all rows but the slowest on a served filesystem, with little work.
 func TestMeasure(t *testing.T) {
 	dir := t.TempDir()
-	o := runOptions{dir: dir, rounds: 1, scale: tinyScale(), rates: true, trips: true, sync: noSync, log: quiet()}
+	o := runOptions{dir: dir, rounds: 1, scale: tinyScale(), rates: true, trips: true, sync: noSync, look: time.Millisecond, log: quiet()}
 	for targets, rows := range map[string]string{nameExt4: "", nameLoopback: "^(create-1|create-4|list-warm|append-open|large-write|stat-warm|list)$"} {
 		o.targets, o.rows = []string{targets}, regexp.MustCompile(rows)
 		r, err := measure(t.Context(), o)
@@ -69,7 +69,7 @@ func TestMeasure(t *testing.T) {
 // TestMeasureRounds: every round of every target is kept.
 func TestMeasureRounds(t *testing.T) {
 	o := runOptions{dir: t.TempDir(), rounds: 3, scale: tinyScale(), rates: true, targets: []string{nameExt4},
-		rows: regexp.MustCompile("^(append-open|create-settled)$"), sync: noSync, log: quiet()}
+		rows: regexp.MustCompile("^(append-open|create-settled)$"), sync: noSync, look: time.Millisecond, log: quiet()}
 	r, err := measure(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)

@@ -177,9 +177,18 @@ func newHoldfast(base, program string, log *slog.Logger) *served {
 	return s
 }
 
-// profile has Holdfast write a CPU profile of its whole run to path.
-func (s *served) profile(path string) {
-	s.argv = slices.Insert(s.argv, 2, "-o", "cpuprofile="+path)
+// profile has Holdfast write a CPU profile of each of its processes: prefix.pprof for the first, prefix-restart1.pprof for the next, and so on.
+func (s *served) profile(prefix string) {
+	starts := 0
+	plain := s.argv
+	s.before = func() {
+		name := prefix
+		if starts > 0 {
+			name = fmt.Sprintf("%s-restart%d", prefix, starts)
+		}
+		starts++
+		s.argv = slices.Insert(slices.Clone(plain), 2, "-o", "cpuprofile="+name+".pprof")
+	}
 }
 
 // output runs a program to its end and reads its output as JSON into v, unless v is nil.

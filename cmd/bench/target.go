@@ -60,6 +60,7 @@ type served struct {
 	log      *slog.Logger
 	keeps    bool                                       // its content outlives the process
 	argv     []string                                   // the serving process
+	before   func()                                     // called before it is started, unless nil
 	make     func(ctx context.Context, s *served) error // makes what argv needs, in base
 	counters func(ctx context.Context, s *served) (map[string]uint64, error)
 	proc     *process
@@ -90,6 +91,9 @@ func (s *served) Start(ctx context.Context) error {
 const mountLimit = 2 * time.Minute
 
 func (s *served) mount(ctx context.Context) error {
+	if s.before != nil {
+		s.before()
+	}
 	p, err := startProcess(s.argv)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", s.name, err)
