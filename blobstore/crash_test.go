@@ -120,6 +120,24 @@ func checkNoOrphans(t *testing.T, dir string) {
 	}
 }
 
+// Blocks that a crash left without their blob are removed when the store is opened.
+func TestIncompleteBlobsAreDropped(t *testing.T) {
+	dir := blobstoretest.TempDir(t)
+	s := openDir(t, dir, blobstore.ModeDatabase)
+	data := blobstoretest.Data(1, 300_000, false)
+	ref := blobstoretest.Put(t, s, data)
+	s.Close()
+	for _, edit := range []string{"INSERT INTO incomplete VALUES (100, 5)", "INSERT INTO block VALUES (100, x'00')", "INSERT INTO block VALUES (103, x'00')"} {
+		if editRows(t, dir, edit, blobstore.Hash{}) != 1 {
+			t.Fatal(edit)
+		}
+	}
+	s = openDir(t, dir, blobstore.ModeDatabase)
+	blobstoretest.Check(t, s, ref, data)
+	s.Close()
+	checkNoOrphans(t, dir)
+}
+
 // What is said to be durable has been synced: content before it has its name, then the sidecar, then the directory of both names.
 func TestSyncOrder(t *testing.T) {
 	dir := blobstoretest.TempDir(t)
