@@ -239,8 +239,10 @@ func TestRemount(t *testing.T) {
 		check(t, os.Remove(path("file")))
 		check(t, os.Remove(path("link")))
 		m.Remount()
-		if _, err := openHandle(m.Dir, *handle); err != unix.ESTALE {
+		fd, err := openHandle(m.Dir, *handle)
+		if err != unix.ESTALE {
 			t.Errorf("the handle of a removed file: %v, want %v", err, unix.ESTALE)
+			unix.Close(fd)
 		}
 	}
 }
