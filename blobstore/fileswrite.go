@@ -60,7 +60,9 @@ func (t *tmpFile) sync() error {
 func (t *tmpFile) drop() {
 	unix.Close(t.fd)
 	if t.name != "" {
-		unix.Unlinkat(t.s.tmp, t.name, 0)
+		if err := unix.Unlinkat(t.s.tmp, t.name, 0); err != nil {
+			t.s.opt.Log.Warn("a leftover stays until the store is opened again", "path", t.s.opt.storePath(blobsDir, tmpDir, t.name), "err", err)
+		}
 	}
 }
 
