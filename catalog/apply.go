@@ -32,7 +32,7 @@ const (
 	retryMax = 5 * time.Second
 )
 
-// stage is a step of the applier.
+// stage is a step at which tests interfere.
 type stage int
 
 const (
@@ -41,6 +41,7 @@ const (
 	stageRows                 // before the transaction
 	stageSettle               // after the transaction
 	stageBlobSeq              // before the blobstore is synced
+	stageRead                 // a reader's: between its look at catalog.db and the look at what changed meanwhile
 )
 
 // applier brings catalog.db and the blobstore up to the journal, in the background.
@@ -281,6 +282,7 @@ func (c *Catalog) applyLocked(ctx context.Context) error {
 	return nil
 }
 
+// check lets a test fail the step, or do something in between. The error of stageRead means nothing.
 func (o *Options) check(s stage) error {
 	if o.fault == nil {
 		return nil

@@ -140,6 +140,7 @@ func (c *Catalog) xattrsOf(ctx context.Context, ino Ino) (set *xattrSet, err err
 		if err != nil {
 			return true, c.readFailed("read attributes", err)
 		}
+		c.opt.check(stageRead)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if n := c.xattrs.get(ino); n != nil {

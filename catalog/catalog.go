@@ -64,7 +64,7 @@ type Options struct {
 	// JournalFS stands between the journal and the operating system, for tests (default: the operating system).
 	JournalFS journal.FS
 
-	fault func(stage) error // tests: asked before each step of the applier
+	fault func(stage) error // tests: called at each stage
 }
 
 func (o *Options) setDefaults() {

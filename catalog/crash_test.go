@@ -157,7 +157,7 @@ func powerCut(t *testing.T, w *world, synced int64) {
 
 // After a power cut the store is as it was after some record: never before the last Sync, and nothing in between is missing.
 func TestPowerCut(t *testing.T) {
-	for seed := range uint64(8) {
+	for seed := range uint64(5) {
 		w := newWorld(t, 100+seed, func(o *Options) {
 			o.SegmentBytes = 1 << 30
 			o.fault = func(stage) error { return unix.EIO } // the applier does not sync in between
@@ -343,7 +343,7 @@ func TestDatabaseRot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 25 {
+	for range 15 {
 		bad := bytes.Clone(good)
 		at := w.rnd.IntN(len(bad) / 64)
 		for i := range 64 {
@@ -498,7 +498,7 @@ func TestKilledProcess(t *testing.T) {
 	}
 	dir := t.TempDir()
 	total := 0
-	for round := range 3 {
+	for round := range 2 {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestKilledProcess$", "-test.count=1")
 		cmd.Env = append(os.Environ(), childStore+"="+dir)
 		out, err := cmd.StdoutPipe()
@@ -513,13 +513,13 @@ func TestKilledProcess(t *testing.T) {
 			if n, err := strconv.Atoi(sc.Text()); err == nil {
 				acked = n
 			}
-			if acked >= total+400+137*round {
+			if acked >= total+150+37*round {
 				break
 			}
 		}
 		cmd.Process.Kill()
 		cmd.Wait()
-		if acked < total+400 {
+		if acked < total+150 {
 			t.Fatalf("round %d: the child stopped at %d", round, acked)
 		}
 		o := testOptions(t, dir, newMemBlobs())

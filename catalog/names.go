@@ -36,6 +36,7 @@ func (c *Catalog) Get(ctx context.Context, ino Ino) (row Inode, err error) {
 		if err != nil {
 			return true, c.readFailed("read an inode", err)
 		}
+		c.opt.check(stageRead)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if n := c.inodes.get(ino); n != nil {
@@ -122,6 +123,7 @@ func (c *Catalog) lookupOnce(ctx context.Context, parent Ino, name string) (row 
 			return Inode{}, true, c.orphan(parent, name, v.ino, err)
 		}
 	}
+	c.opt.check(stageRead)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.names.get(key)
