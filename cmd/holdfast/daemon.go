@@ -28,7 +28,9 @@ const (
 	// controlGrace is how long it then waits for commands that it is still serving.
 	controlGrace = 30 * time.Second
 
-	// memoryLimit is where the garbage collector stops trading memory for speed, in bytes; see docs/usage.md for the measurement.
+	// memoryLimit is where the garbage collector stops trading memory for speed, in bytes of Go memory; SQLite's comes on top of it.
+	// Copying 4,355 files in, reading them, and streaming 700 MiB in and out peaked at 128 MiB resident with it (174 MiB with GOGC=200,
+	// 112 MiB with GOGC=50 and more CPU). GOMEMLIMIT in the environment overrules it.
 	memoryLimit = 192 << 20
 )
 

@@ -263,7 +263,7 @@ func TestDaemonLetsGo(t *testing.T) {
 	}
 	defer r.Close()
 	cmd := command(t, "mount", p.store, p.dir)
-	cmd.ExtraFiles, cmd.Dir = []*os.File{w}, t.TempDir()
+	cmd.ExtraFiles, cmd.Dir = []*os.File{w, w, w}, t.TempDir() // more than one: the daemon's status pipe takes the place of the first
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out // Wait returns when all who hold these have gone
 	t.Cleanup(p.cleanUp)
