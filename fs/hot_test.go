@@ -88,3 +88,41 @@ func BenchmarkRequests(b *testing.B) {
 		})
 	}
 }
+
+// TestVirtualNamesAreTaken: also when the kernel does not know that, and asks.
+func TestVirtualNamesAreTaken(t *testing.T) {
+	ctx := context.Background()
+	f, err := fs.New(ctx, fusetest.NewMemory(0, 0), []fs.Virtual{{Name: ".v", Tree: fusetest.NewMemory(0, 0)}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := gofuse.InHeader{NodeId: gofuse.FUSE_ROOT_ID}
+	out := new(gofuse.EntryOut)
+	if st := f.Mkdir(nil, &gofuse.MkdirIn{InHeader: root}, "d", out); st != gofuse.OK {
+		t.Fatal(st)
+	}
+	exist := gofuse.Status(unix.EEXIST)
+	for what, c := range map[string]struct{ got, want gofuse.Status }{
+		"mkdir":   {f.Mkdir(nil, &gofuse.MkdirIn{InHeader: root}, ".v", out), exist},
+		"mknod":   {f.Mknod(nil, &gofuse.MknodIn{InHeader: root, Mode: unix.S_IFREG}, ".v", out), exist},
+		"symlink": {f.Symlink(nil, &root, "x", ".v", out), exist},
+		"link":    {f.Link(nil, &gofuse.LinkIn{InHeader: root, Oldnodeid: 2}, ".v", out), exist},
+		"create":  {f.Create(nil, &gofuse.CreateIn{InHeader: root}, ".v", new(gofuse.CreateOut)), exist},
+		"unlink":  {f.Unlink(nil, &root, ".v"), gofuse.EISDIR},
+		"rmdir":   {f.Rmdir(nil, &root, ".v"), gofuse.EBUSY},
+		"rename":  {f.Rename(nil, &gofuse.RenameIn{InHeader: root, Newdir: 1}, "d", ".v"), gofuse.EBUSY},
+		// A node of a tree that does not exist, as a damaged file handle may name it.
+		"lookup": {f.Lookup(nil, &gofuse.InHeader{NodeId: 1<<62 | 5<<56 | 1}, ".", out), gofuse.Status(unix.ESTALE)},
+		"node 0": {f.Lookup(nil, &gofuse.InHeader{}, ".", out), gofuse.Status(unix.ESTALE)},
+		"read":   {readOf(f, 1<<33), gofuse.EBADF},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: %v, want %v", what, c.got, c.want)
+		}
+	}
+}
+
+func readOf(f *fs.FileSystem, fh uint64) gofuse.Status {
+	_, st := f.Read(nil, &gofuse.ReadIn{Fh: fh}, nil)
+	return st
+}
