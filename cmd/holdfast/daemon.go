@@ -95,6 +95,10 @@ func harden(log *slog.Logger) error {
 	if err := closeOnExec(); err != nil {
 		return err
 	}
+	// Started as /proc/self/exe, it would be called "exe".
+	if err := os.WriteFile("/proc/self/comm", []byte("holdfast"), 0); err != nil {
+		log.Warn("the process keeps its name", "error", err)
+	}
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
 		return fmt.Errorf("read the limit of open files: %w", err)

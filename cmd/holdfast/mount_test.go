@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -271,6 +272,9 @@ func TestDaemonLetsGo(t *testing.T) {
 		t.Fatalf("%v: %s", err, out.String())
 	}
 	w.Close()
+	if err := r.SetReadDeadline(time.Now().Add(hang)); err != nil {
+		t.Fatal(err)
+	}
 	if n, err := r.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("the daemon holds a descriptor that it inherited: %d, %v", n, err)
 	}
@@ -281,6 +285,7 @@ func TestDaemonLetsGo(t *testing.T) {
 	if sid, err := unix.Getsid(pid); err != nil || sid != pid {
 		t.Errorf("the daemon %d is in session %d, %v", pid, sid, err)
 	}
+	wantText(t, "its name", read(t, fmt.Sprintf("/proc/%d/comm", pid)), "holdfast\n")
 	limits := read(t, fmt.Sprintf("/proc/%d/limits", pid))
 	for line := range strings.Lines(limits) {
 		if f := strings.Fields(line); strings.HasPrefix(line, "Max open files") && f[3] != f[4] {
