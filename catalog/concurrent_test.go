@@ -27,17 +27,13 @@ func TestReadDirWhileChanging(t *testing.T) {
 			createFile(t, c, Root, fmt.Sprintf("go%d", i))
 		}
 		var wg sync.WaitGroup
-		stop := make(chan struct{})
-		wg.Go(func() { // what comes, goes, moves and is replaced
+		done := make(chan struct{})
+		wg.Go(func() { // what comes, goes, moves and is replaced, and is applied now and then
+			defer close(done)
 			rnd := rand.New(rand.NewPCG(1, 2))
-			for i := 0; ; i++ {
-				select {
-				case <-stop:
-					return
-				default:
-				}
+			for range 400 {
 				name := fmt.Sprintf("go%d", rnd.IntN(stay))
-				switch rnd.IntN(4) {
+				switch rnd.IntN(5) {
 				case 0:
 					c.Create(ctx, who, Root, name, NewInode{Mode: unix.S_IFREG | 0o600})
 				case 1:
@@ -47,22 +43,19 @@ func TestReadDirWhileChanging(t *testing.T) {
 				case 3:
 					c.Create(ctx, who, Root, "tmp", NewInode{Mode: unix.S_IFREG | 0o600})
 					c.Rename(ctx, who, Root, "tmp", Root, fmt.Sprintf("stay%d", rnd.IntN(stay)), 0)
+				case 4:
+					if err := c.Flush(ctx); err != nil {
+						t.Error(err)
+					}
 				}
 			}
 		})
-		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				if err := c.Flush(ctx); err != nil {
-					t.Error(err)
-				}
+		for walk, last := 0, false; !last; walk++ {
+			select {
+			case <-done:
+				last = true
+			default:
 			}
-		})
-		for walk := range 15 {
 			seen := make(map[string]int)
 			for _, e := range listAll(t, 1+walk%13, func(after uint64, max int) ([]DirEntry, error) { return c.ReadDir(ctx, Root, after, max) }) {
 				seen[e.Name]++
@@ -76,7 +69,6 @@ func TestReadDirWhileChanging(t *testing.T) {
 				}
 			}
 		}
-		close(stop)
 		wg.Wait()
 	}
 }

@@ -521,9 +521,9 @@ func (w *world) checkRebuild() {
 
 func TestRandom(t *testing.T) {
 	for _, seed := range []uint64{1, rand.Uint64() % 1e9} {
-		t.Run("usual", func(t *testing.T) { runWorld(t, seed, 350, nil) })
+		t.Run("usual", func(t *testing.T) { runWorld(t, seed, 250, nil) })
 		t.Run("tiny caches", func(t *testing.T) {
-			runWorld(t, seed+1, 350, func(o *Options) { o.CacheEntries = minCacheEntries })
+			runWorld(t, seed+1, 250, func(o *Options) { o.CacheEntries = minCacheEntries })
 		})
 	}
 }
