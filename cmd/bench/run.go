@@ -118,7 +118,7 @@ func measure(ctx context.Context, o runOptions) (r *Result, err error) {
 	}
 	r.Notes = notes(r.Machine, o.root)
 	if o.rates {
-		r.SHA256 = sha256Rate()
+		r.SHA256 = sha256Rate(o.scale.hashed)
 		for i, w := range workloads() {
 			if !slices.ContainsFunc(w.rows, func(d rowDef) bool { return o.rows.MatchString(d.Name) }) {
 				continue

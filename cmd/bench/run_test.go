@@ -20,11 +20,15 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
+	// Under the race detector every process would sleep for a second before it ends.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")); err != nil {
+		panic(err)
+	}
 	os.Exit(m.Run())
 }
 
 func tinyScale() scale {
-	return scale{warmUp: 3, small: 40, stats: 100, reads: 100, lists: 1, fsyncs: 5, appends: 20, lines: 100, sustained: 1100,
+	return scale{hashed: 1 << 20, warmUp: 3, small: 40, stats: 100, reads: 100, lists: 1, fsyncs: 5, appends: 20, lines: 100, sustained: 1100,
 		large: 3 << 20, file4K: 1 << 20, writes4K: 20, max: time.Minute}
 }
 
