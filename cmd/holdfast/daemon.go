@@ -85,10 +85,11 @@ func (e *env) serve(ctx context.Context, m mountConfig) (err error) {
 	return nil
 }
 
-// harden sets the process up for a long life: modes are what callers say, as many files open as the system lets, bounded memory, and no claim
-// on the directory it was started in.
+// harden sets the process up for a long life: as many files open as the system lets, bounded memory, no claim on the directory it was started
+// in, and files in the store that are nobody else's business. The modes of what is made in the mount are rows of the catalog: the umask does
+// not reach them.
 func harden(log *slog.Logger) error {
-	unix.Umask(0)
+	unix.Umask(0o077)
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}

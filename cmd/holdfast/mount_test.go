@@ -263,6 +263,9 @@ func TestDaemonLetsGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
+	if err := os.Remove(p.store + "/catalog.db"); err != nil { // the daemon makes it again
+		t.Fatal(err)
+	}
 	cmd := command(t, "mount", p.store, p.dir)
 	cmd.ExtraFiles, cmd.Dir = []*os.File{w, w, w}, t.TempDir() // more than one: the daemon's status pipe takes the place of the first
 	var out strings.Builder
