@@ -134,6 +134,21 @@ func TestServerEnds(t *testing.T) {
 	}
 }
 
+// TestStopKills: a server that does not end by itself is killed, its connection aborted, and that is an error.
+func TestStopKills(t *testing.T) {
+	p, err := startProcess([]string{"sh", "-c", "trap '' TERM; echo " + readyWord + "; read forever"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if line := <-p.out.ch; line != readyWord {
+		t.Fatalf("it said %q", line)
+	}
+	aborted := false
+	if err := p.stop(0, func() { aborted = true }); err == nil || !aborted {
+		t.Errorf("stopped with %v, aborted %v", err, aborted)
+	}
+}
+
 // TestRunJobsFails: the error of one worker of many is the result, and none is left waiting.
 func TestRunJobsFails(t *testing.T) {
 	dir := t.TempDir()

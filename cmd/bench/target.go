@@ -203,6 +203,7 @@ func startProcess(argv []string) (*process, error) {
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
+	p.cmd.WaitDelay = 10 * time.Second // for what its own children still hold open when it has ended
 	// Its own process group: an interrupt from the terminal reaches this program only, which then stops it in order.
 	p.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
