@@ -157,19 +157,19 @@ func drop[K comparable, V any](c *cache[K, V]) {
 	c.limit = limit
 }
 
-// Between a reader's look at catalog.db and its answer, the world changes: the answer is never older than the question, and what is
-// kept in memory is never old.
-func TestReadsRacingTheApplier(t *testing.T) {
+// racer is a change and the question that it changes the answer of.
+type racer struct {
+	change func(c *Catalog, dir, ino Ino) error
+	read   func(c *Catalog, dir, ino Ino) string
+}
+
+func racers() map[string]racer {
 	ctx, who := context.Background(), testActor()
-	type racer struct {
-		change func(c *Catalog, dir, ino Ino) error
-		read   func(c *Catalog, dir, ino Ino) string
-	}
 	chmod := func(c *Catalog, dir, ino Ino) error {
 		_, err := c.SetAttr(ctx, who, ino, Change{Mode: ptr(uint32(0o444))})
 		return err
 	}
-	for name, r := range map[string]racer{
+	return map[string]racer{
 		"Get": {chmod, func(c *Catalog, dir, ino Ino) string {
 			row, err := c.Get(ctx, ino)
 			return fmt.Sprintf("%o %v", row.Mode, err)
@@ -205,7 +205,14 @@ func TestReadsRacingTheApplier(t *testing.T) {
 			list, err := c.Extents(ctx, ino, Head)
 			return fmt.Sprint(list, err)
 		}},
-	} {
+	}
+}
+
+// Between a reader's look at catalog.db and its answer, the world changes: the answer is never older than the question, and what is
+// kept in memory is never old.
+func TestReadsRacingTheApplier(t *testing.T) {
+	ctx, who := context.Background(), testActor()
+	for name, r := range racers() {
 		// before: the change comes before the question and is applied during it. Else it comes during it.
 		for k := range 6 { // an answer may take several looks: it happens in the one after k/2 others
 			before := k%2 == 0
