@@ -133,6 +133,7 @@ type Stats struct {
 	Files         int64     `json:"files"` // everything with a name that is no directory
 	Dirs          int64     `json:"directories"`
 	Versions      int64     `json:"versions"`
+	VersionBytes  int64     `json:"version_bytes"`  // the sizes of all versions together: what they would take stored one by one
 	OldestVersion time.Time `json:"oldest_version"` // zero when there is none
 	JournalBytes  int64     `json:"journal_bytes"`
 	Seq           Seq       `json:"seq"`     // the newest record

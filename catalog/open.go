@@ -450,7 +450,7 @@ func (c *Catalog) Stats(ctx context.Context) (Stats, error) {
 	s := Stats{JournalBytes: c.j.Bytes(), Synced: Seq(c.j.Synced()), LastError: errors.Join(c.app.lastError(), c.app.lastSyncError()), Damage: c.damage}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	s.Files, s.Dirs, s.Versions = c.files, c.counts.dirs, c.versions
+	s.Files, s.Dirs, s.Versions, s.VersionBytes = c.files, c.counts.dirs, c.versions, c.versionBytes
 	if c.oldest != 0 {
 		s.OldestVersion = unixTime(c.oldest)
 	}

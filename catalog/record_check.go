@@ -129,4 +129,3 @@ func (v *Version) flaw() string {
 	}
 	return ""
 }
-

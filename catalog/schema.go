@@ -3,6 +3,7 @@ package catalog
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"holdfast/internal/sqldb"
 )
@@ -59,12 +60,16 @@ type meta struct {
 // counts are kept up from record to record, because counting a million rows is slow.
 type counts struct {
 	files, dirs, versions int64
+	versionBytes          int64     // the sizes of all versions together
 	oldest                Timestamp // of the first version; 0 when there is none
 }
 
 // add brings the counts forward by one record. Which rows begin or end a life follows from what the record was for.
 func (n *counts) add(r *Record) {
 	n.versions += int64(len(r.Versions))
+	for i := range r.Versions {
+		n.versionBytes = satAdd(n.versionBytes, r.Versions[i].Size)
+	}
 	if len(r.Versions) > 0 && n.oldest == 0 {
 		n.oldest = r.Versions[0].Time
 	}
@@ -92,6 +97,14 @@ func (n *counts) add(r *Record) {
 	}
 }
 
+// satAdd adds two counts that are not negative; what does not fit is the largest there is.
+func satAdd(a, b int64) int64 {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
 // advance brings the whole of m forward by one record.
 func (m *meta) advance(r *Record) {
 	m.counts.add(r)
@@ -114,7 +127,7 @@ func (m *meta) fields() map[string]int64 {
 	return map[string]int64{
 		"applied_seq": int64(m.applied), "blobs_seq": int64(m.blobsSeq), "next_ino": int64(m.nextIno),
 		"next_cookie": int64(m.nextCookie), "last_time": m.lastTime, "files": m.files, "dirs": m.dirs,
-		"versions": m.versions, "oldest_version": m.oldest,
+		"versions": m.versions, "version_bytes": m.versionBytes, "oldest_version": m.oldest,
 	}
 }
 
@@ -159,7 +172,7 @@ func loadMeta(ctx context.Context, db *sqldb.DB, store [16]byte) (meta, error) {
 		m.applied, m.blobsSeq = Seq(ints["applied_seq"]), Seq(ints["blobs_seq"])
 		m.nextIno, m.nextCookie = Ino(ints["next_ino"]), uint64(ints["next_cookie"])
 		m.lastTime = ints["last_time"]
-		m.counts = counts{files: ints["files"], dirs: ints["dirs"], versions: ints["versions"], oldest: ints["oldest_version"]}
+		m.counts = counts{files: ints["files"], dirs: ints["dirs"], versions: ints["versions"], versionBytes: ints["version_bytes"], oldest: ints["oldest_version"]}
 		return nil
 	})
 	if err == nil && m.storeID != store {
