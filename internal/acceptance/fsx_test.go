@@ -37,7 +37,11 @@ var errFsx = errors.New("the file does not agree with the model")
 func TestFsx(t *testing.T) {
 	p := newPlace(t, placeOptions{})
 	seeds := newRand(t)
-	const files, rounds, ops = 4, 5, 1000
+	const files, ops = 4, 1000
+	rounds := 5
+	if raceBuild {
+		rounds = 2
+	}
 	var runs [files]*fsx
 	for i := range runs {
 		path := filepath.Join(p.dir, fmt.Sprintf("fsx-%d", i))
