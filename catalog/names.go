@@ -73,6 +73,9 @@ func (c *Catalog) Lookup(ctx context.Context, parent Ino, name string) (Inode, e
 			c.mu.RUnlock()
 			return row, nil
 		}
+	} else if !c.closed && c.absent(parent, name) && checkName(name) == nil {
+		c.mu.RUnlock()
+		return Inode{}, ErrNotExist
 	}
 	c.mu.RUnlock()
 	return c.lookupSlow(ctx, parent, name)
