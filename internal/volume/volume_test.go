@@ -574,3 +574,29 @@ func TestShellRedirection(t *testing.T) {
 	}
 	checkVersions(t, v, "f", [][]byte{[]byte("one"), []byte("two"), nil})
 }
+
+// TestCopyWithinStagedFile copies below the start of a staging file, which then moves: what is copied must be read from its new place.
+func TestCopyWithinStagedFile(t *testing.T) {
+	v := openStore(t, newStore(t, StorageHybrid))
+	defer closeStore(t, v)
+	ctx := context.Background()
+	_, h, err := v.CreateFile(ctx, actor(), catalog.Root, "f", catalog.NewInode{Mode: unix.S_IFREG | 0o644}, OpenFlags{Read: true, Write: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close(ctx)
+	data := fillBytes(seeded(t), 5<<20)
+	const at = 8 << 20
+	if _, err := h.WriteAt(ctx, data, at, WriteFlags{}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := CopyRange(ctx, h, at, h, 100, int64(len(data))); err != nil || n != int64(len(data)) {
+		t.Fatal(n, err)
+	}
+	for _, off := range []int64{100, at} {
+		got := make([]byte, len(data))
+		if _, err := h.ReadAt(ctx, got, off); err != nil || !bytes.Equal(got, data) {
+			t.Fatalf("at %d: %v", off, err)
+		}
+	}
+}
