@@ -389,7 +389,7 @@ func (r *recipe) smallSegments() {
 	r.ok(err)
 	cat, err := catalog.Open(r.ctx, catalog.Options{Dir: r.dir, StoreID: s.id(), Blobs: blobs, SegmentBytes: 8 << 10})
 	r.ok(err)
-	for i := range 20 {
+	for i := range 16 {
 		_, err := cat.Create(r.ctx, r.who, catalog.Root, fmt.Sprintf("segment-%02d", i), catalog.NewInode{Mode: unix.S_IFDIR | 0o700})
 		r.ok(err)
 	}
@@ -435,16 +435,18 @@ func (r *recipe) attributes() {
 	for i := range all {
 		all[i] = byte(i)
 	}
-	r.xattr("tasks/plan", "user.note", []byte("first"))
-	r.xattr("tasks/plan", "user.note", []byte("second"))
-	r.xattr("tasks/plan", "user.all", all)
-	r.xattr("tasks/plan", "user.nothing", []byte{})
-	r.xattr("tasks/plan", "user.\xff\"name", []byte("v"))
-	r.xattr("tasks/plan", "user.gone", []byte("soon"))
-	r.ok(r.v.RemoveXattr(r.ctx, r.who, r.ino("tasks/plan"), "user.gone"))
+	for _, p := range []string{"messages/text", "tasks/plan"} { // one stays, one is removed later
+		r.xattr(p, "user.note", []byte("first"))
+		r.xattr(p, "user.note", []byte("second"))
+		r.xattr(p, "user.all", all)
+		r.xattr(p, "user.nothing", []byte{})
+		r.xattr(p, "user.\xff\"name", []byte("v"))
+		r.xattr(p, "user.gone", []byte("soon"))
+		r.ok(r.v.RemoveXattr(r.ctx, r.who, r.ino(p), "user.gone"))
+	}
 	r.xattr("tasks", "user.large", prose(60, catalog.MaxXattr))
 	r.xattr("segment-03", catalog.LevelXattr, []byte(catalog.LevelCritical))
-	r.create("segment-03/critical", 0o644).write(0, prose(1, 5000)).close() // raises the level of a blob that is there
+	r.create("segment-03/critical", 0o644).write(0, []byte("hello\n")).close() // raises the level of a blob that is there
 	r.xattr("config/current", "trusted.overlay", []byte("on a symbolic link"))
 }
 
