@@ -283,6 +283,13 @@ func (c *Catalog) applyLocked(ctx context.Context) error {
 }
 
 // check lets a test fail the step, or do something in between. The error of stageRead means nothing.
+// reached tells a test that a read is between memory and catalog.db.
+func (o *Options) reached(s stage) {
+	if o.fault != nil {
+		_ = o.fault(s)
+	}
+}
+
 func (o *Options) check(s stage) error {
 	if o.fault == nil {
 		return nil

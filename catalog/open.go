@@ -228,7 +228,7 @@ func (c *Catalog) replayIntoMemory(ctx context.Context) error {
 			if p.xattrs[ino] != nil {
 				continue
 			}
-			set := c.noXattrs
+			var set *xattrSet
 			if n := c.xattrs.m[ino]; n != nil {
 				set = n.val
 			} else {
@@ -339,7 +339,7 @@ func (c *Catalog) dropUnpromised(ctx context.Context, m meta) error {
 		return nil
 	})
 	var damage *journal.DamageError
-	if err != nil && err != errStop && !errors.As(err, &damage) {
+	if err != nil && !errors.Is(err, errStop) && !errors.As(err, &damage) {
 		return failed("check the end of the journal", err)
 	}
 	if bad.Seq != 0 {

@@ -47,7 +47,7 @@ func (c *Catalog) readDirOnce(ctx context.Context, dir Ino, after uint64, max in
 	if err != nil {
 		return nil, false, c.readFailed("read a directory", err)
 	}
-	c.opt.check(stageRead)
+	c.opt.reached(stageRead)
 	c.mu.RLock()
 	ok := gen == c.gen
 	if ok {

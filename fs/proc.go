@@ -137,7 +137,7 @@ func (p *procReader) process(tid uint32) uint32 {
 		return tid
 	}
 	pid := tid
-	p.read(p.path(tid, "status"), func(b []byte) {
+	err := p.read(p.path(tid, "status"), func(b []byte) {
 		_, rest, ok := bytes.Cut(b, []byte("\nTgid:"))
 		if !ok {
 			return
@@ -147,6 +147,9 @@ func (p *procReader) process(tid uint32) uint32 {
 			pid = uint32(n)
 		}
 	})
+	if err != nil {
+		return tid // it is gone
+	}
 	return pid
 }
 
@@ -230,7 +233,9 @@ func (s *environScanner) value() string { return clean(s.got) }
 
 // container is the last part of the process's control group, when it says more than what every session has.
 func (p *procReader) container(pid uint32) (name string) {
-	p.read(p.path(pid, "cgroup"), func(b []byte) { name = cgroupName(string(b)) })
+	if err := p.read(p.path(pid, "cgroup"), func(b []byte) { name = cgroupName(string(b)) }); err != nil {
+		return "" // it is gone
+	}
 	return name
 }
 

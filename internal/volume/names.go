@@ -2,7 +2,6 @@ package volume
 
 import (
 	"context"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -149,17 +148,11 @@ func kernelTimes(ch catalog.Change) bool {
 	return ch.Atime == nil && ch.Mtime != nil && ch.Ctime != nil
 }
 
-// kernelTick is more than the kernel's clock for timestamps, which moves with the timer interrupt, can be away from the daemon's.
-const kernelTick = 20 * time.Millisecond
-
 // deferTimes sets times that go into the inode's next record, or into one of their own within a second.
 func (v *Volume) deferTimes(ctx context.Context, ino catalog.Ino, ch catalog.Change) (catalog.Inode, error) {
 	row, err := v.Get(ctx, ino)
 	if err != nil {
 		return row, err
-	}
-	if kernelTimes(ch) && *ch.Mtime == row.Mtime && max(*ch.Ctime-row.Ctime, row.Ctime-*ch.Ctime) < int64(kernelTick) {
-		return row, nil // a rename or link, whose record has the time already, by a finer clock than the kernel's
 	}
 	if row.Nlink > 0 || v.isOpen(ino) { // nobody will ask for the times of an inode that is gone
 		if err := v.cat.SetAttrDeferred(ctx, ino, ch); err != nil {

@@ -104,7 +104,7 @@ func open(ctx context.Context, opt Options, s Settings) (_ *Volume, err error) {
 	}
 	defer func() {
 		if err != nil {
-			v.release(ctx)
+			err = errors.Join(err, v.release(ctx))
 		}
 	}()
 	if v.lock, err = takeLock(dir, opt.ReadOnly); err != nil {
@@ -119,7 +119,11 @@ func open(ctx context.Context, opt Options, s Settings) (_ *Volume, err error) {
 	if err != nil {
 		return nil, err
 	}
-	v.cat, err = catalog.Open(ctx, catalog.Options{Dir: dir, StoreID: s.id(), Blobs: v.blobs, ReadOnly: opt.ReadOnly, Log: opt.Log})
+	id, err := s.id()
+	if err != nil {
+		return nil, err
+	}
+	v.cat, err = catalog.Open(ctx, catalog.Options{Dir: dir, StoreID: id, Blobs: v.blobs, ReadOnly: opt.ReadOnly, Log: opt.Log})
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +155,8 @@ func takeLock(dir string, shared bool) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
 	if !shared {
-		if err := f.Truncate(0); err == nil {
+		err := f.Truncate(0)
+		if err == nil {
 			_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 		}
 		if err != nil {
