@@ -52,6 +52,7 @@ func TestGoldenByFormatAlone(t *testing.T) {
 func TestNewStoreByFormatAlone(t *testing.T) {
 	for _, storage := range storages() {
 		t.Run(storage, func(t *testing.T) {
+			t.Parallel()
 			dir := newStore(t, storage)
 			newRecipe(t, dir).cook(false)
 			compareBare(t, dir, describeDir(t, dir, true))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -385,9 +386,11 @@ func (r *recipe) names() {
 func (r *recipe) smallSegments() {
 	s, err := ReadSettings(r.dir)
 	r.ok(err)
+	id, err := hex.DecodeString(s.StoreID)
+	r.ok(err)
 	blobs, err := blobstore.Open(r.ctx, blobstore.Options{Dir: r.dir, Mode: s.Storage})
 	r.ok(err)
-	cat, err := catalog.Open(r.ctx, catalog.Options{Dir: r.dir, StoreID: s.id(), Blobs: blobs, SegmentBytes: 8 << 10})
+	cat, err := catalog.Open(r.ctx, catalog.Options{Dir: r.dir, StoreID: [16]byte(id), Blobs: blobs, SegmentBytes: 8 << 10})
 	r.ok(err)
 	for i := range 16 {
 		_, err := cat.Create(r.ctx, r.who, catalog.Root, fmt.Sprintf("segment-%02d", i), catalog.NewInode{Mode: unix.S_IFDIR | 0o700})
