@@ -102,9 +102,12 @@ func (c *Catalog) learn(ctx context.Context, dir Ino) error {
 	}
 	c.mu.RUnlock()
 	err := c.db.Read(ctx, func(conn *sqldb.Conn) error {
-		st := conn.Prep("SELECT name FROM dentries WHERE parent = ? AND to_seq IS NULL LIMIT ?").BindInt64(1, int64(dir)).BindInt64(2, learnNames+1)
+		st := conn.Prep("SELECT name FROM dentries WHERE parent = ? AND to_seq IS NULL").BindInt64(1, int64(dir))
 		var name []byte
 		for {
+			if len(names) > learnNames {
+				return st.Done()
+			}
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err

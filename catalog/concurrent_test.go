@@ -337,9 +337,9 @@ func TestSyncCoversBlobs(t *testing.T) {
 func TestQueryPlans(t *testing.T) {
 	c := newCatalog(t, nil)
 	plans := map[string]string{
-		dirJoin + "d.to_seq IS NULL ORDER BY d.cookie LIMIT ?":                                                                          "dentries_live",
-		dirJoin + "d.to_seq IS NULL AND d.from_seq <= ? ORDER BY d.cookie LIMIT ?":                                                      "dentries_live",
-		dirJoin + "d.to_seq IS NOT NULL AND d.to_seq > ? AND d.from_seq <= ? ORDER BY d.cookie LIMIT ?":                                 "dentries_past",
+		dirJoin + "d.to_seq IS NULL ORDER BY d.cookie":                                                                                  "dentries_live",
+		dirJoin + "d.to_seq IS NULL AND d.from_seq <= ? ORDER BY d.cookie":                                                              "dentries_live",
+		dirJoin + "d.to_seq IS NOT NULL AND d.to_seq > ? AND d.from_seq <= ? ORDER BY d.cookie":                                         "dentries_past",
 		"SELECT ino, type, cookie, to_seq FROM dentries WHERE parent = ? AND name = ? AND from_seq <= ? ORDER BY from_seq DESC LIMIT 1": "PRIMARY KEY (parent=? AND name=? AND from_seq<?)",
 		"SELECT cookie FROM dentries WHERE parent = ? AND to_seq IS NULL ORDER BY cookie":                                               "dentries_live",
 		"SELECT parent, name FROM dentries WHERE ino = ? AND to_seq IS NULL":                                                            "dentries_ino",
