@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"holdfast/blobstore"
 	"holdfast/internal/sqldb"
@@ -143,9 +146,17 @@ func (c *Catalog) wakeWaiters() {
 	c.mu.Unlock()
 }
 
+// applyNice is the niceness of the applier's thread: programs that wait for an answer come first, and the applier takes what they leave. When
+// it falls behind, admit makes them wait.
+const applyNice = 10
+
 // applyLoop runs until ctx ends.
 func (c *Catalog) applyLoop(ctx context.Context) {
 	defer close(c.app.done)
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its niceness with it
+	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), applyNice); err != nil {
+		c.log.Warn("the applier runs at the priority of requests", "err", err)
+	}
 	blobTick := time.NewTicker(blobSyncEvery)
 	defer blobTick.Stop()
 	for {
