@@ -246,7 +246,7 @@ func (c *Catalog) replayIntoMemory(ctx context.Context) error {
 			if p.xattrs[ino] != nil {
 				continue
 			}
-			set := c.noXattrs
+			var set *xattrSet
 			if n := c.xattrs.m[ino]; n != nil {
 				set = n.val
 			} else {
@@ -322,7 +322,7 @@ func checkNumbers(r *Record) error {
 // dropped is kept in quarantine.
 func (c *Catalog) dropUnpromised(ctx context.Context, m meta) error {
 	o := c.journalOptions(m)
-	o.ReadOnly = true
+	o.ReadOnly, o.Log = true, nil // the opening that follows logs what it finds
 	j, err := journal.Open(ctx, o)
 	if err != nil {
 		return failed("open", err)
@@ -357,7 +357,7 @@ func (c *Catalog) dropUnpromised(ctx context.Context, m meta) error {
 		return nil
 	})
 	var damage *journal.DamageError
-	if err != nil && err != errStop && !errors.As(err, &damage) {
+	if err != nil && !errors.Is(err, errStop) && !errors.As(err, &damage) {
 		return failed("check the end of the journal", err)
 	}
 	if bad.Seq != 0 {
@@ -465,10 +465,10 @@ func (c *Catalog) Stats(ctx context.Context) (Stats, error) {
 	if err := ctx.Err(); err != nil {
 		return Stats{}, err
 	}
-	s := Stats{JournalBytes: c.j.Bytes(), Synced: Seq(c.j.Synced()), LastError: c.app.lastError(), Damage: c.damage}
+	s := Stats{JournalBytes: c.j.Bytes(), Synced: Seq(c.j.Synced()), LastError: errors.Join(c.app.lastError(), c.app.lastSyncError()), Damage: c.damage}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	s.Files, s.Dirs, s.Versions = c.files, c.counts.dirs, c.versions
+	s.Files, s.Dirs, s.Versions, s.VersionBytes = c.files, c.counts.dirs, c.versions, c.versionBytes
 	if c.oldest != 0 {
 		s.OldestVersion = unixTime(c.oldest)
 	}

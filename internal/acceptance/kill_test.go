@@ -15,7 +15,11 @@ import (
 func TestKillLosesNothingClosed(t *testing.T) {
 	for _, storage := range []string{"file", "hybrid", "database"} {
 		t.Run(storage, func(t *testing.T) {
-			const writers, rounds = 4, 8
+			const writers = 4
+			rounds := 8
+			if raceBuild {
+				rounds = 4
+			}
 			rnd := newRand(t)
 			m := newMount(t, placeOptions{storage: storage})
 			m.start()
