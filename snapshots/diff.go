@@ -53,7 +53,7 @@ func Diff(ctx context.Context, vol *volume.Volume, a, b catalog.Seq, p string, f
 	rowA, errA := vol.ResolveAt(ctx, p, a)
 	rowB, errB := vol.ResolveAt(ctx, p, b)
 	for _, err := range []error{errA, errB} {
-		if err != nil && !errors.Is(err, catalog.ErrNotExist) && !errors.Is(err, catalog.ErrNotDir) {
+		if errors.Is(err, catalog.ErrThinned) || err != nil && !errors.Is(err, catalog.ErrNotExist) && !errors.Is(err, catalog.ErrNotDir) {
 			return err
 		}
 	}

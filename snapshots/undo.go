@@ -128,7 +128,7 @@ func (d *decider) leave(p, agent, format string, args ...any) {
 // lookupAt is where a name led after a record; 0: nowhere.
 func (d *decider) lookupAt(k place, at catalog.Seq) (catalog.Ino, error) {
 	row, err := d.vol.LookupAt(d.ctx, k.dir, k.name, at)
-	if errors.Is(err, catalog.ErrNotExist) || errors.Is(err, catalog.ErrStale) {
+	if !errors.Is(err, catalog.ErrThinned) && (errors.Is(err, catalog.ErrNotExist) || errors.Is(err, catalog.ErrStale)) {
 		return 0, nil
 	}
 	return row.Ino, err

@@ -139,6 +139,7 @@ func (h *historyRequest) set(name, v string) (ok bool, err error) {
 		if err != nil || h.since.Year() < 1970 || h.since.Year() > 2261 {
 			err = fmt.Errorf("%w: since is not in RFC 3339, or lies outside 1970 to 2261", ErrRequest)
 		}
+		h.since = h.since.UTC()
 	case "force":
 		h.force, err = parseFlag(v)
 	case "dry":
@@ -162,6 +163,10 @@ func absoluteMoment(v string) (snapshots.Moment, error) {
 	if err != nil {
 		return m, fmt.Errorf("%w: %w", ErrRequest, err)
 	}
+	if m.Relative {
+		return m, fmt.Errorf("%w: the moment is relative to a time that the daemon does not know", ErrRequest)
+	}
+	m.Time = m.Time.UTC()
 	return m, nil
 }
 

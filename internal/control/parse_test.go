@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"holdfast/catalog"
+
+	"holdfast/snapshots"
 )
 
 func now() time.Time { return time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC) }
@@ -123,6 +125,12 @@ func FuzzRequest(f *testing.F) {
 		{method: "DELETE", route: routeNode, path: "/f", recursive: true},
 		{method: "POST", route: routeUnmount, lazy: true},
 		{method: "GET", route: routeLog, path: "/"},
+		{method: "GET", route: routeSnapshots},
+		{method: "POST", route: routeSnapshots, history: historyRequest{action: SnapshotRename, name: "a b", to: "c"}, who: Caller{Agent: "a"}},
+		{method: "GET", route: routeDiff, path: "/a", history: historyRequest{from: snapshots.Moment{Seq: 7}, at: snapshots.Moment{Name: "x"}}},
+		{method: "GET", route: routeChanges, path: "/", history: historyRequest{by: "agent", since: now()}},
+		{method: "POST", route: routeRestore, path: "/a", history: historyRequest{at: snapshots.Moment{Time: now()}, to: "/b", dry: true}},
+		{method: "POST", route: routeUndo, path: "/a", history: historyRequest{by: "agent", since: now(), force: true}},
 	} {
 		f.Add(q.method + " " + q.target() + " HTTP/1.1\r\nHost: h\r\n\r\n")
 	}
