@@ -40,7 +40,7 @@ func TestFsx(t *testing.T) {
 	const files, ops = 4, 1000
 	rounds := 5
 	if raceBuild {
-		rounds = 2
+		rounds = 1
 	}
 	var runs [files]*fsx
 	for i := range runs {

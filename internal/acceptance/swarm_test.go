@@ -224,8 +224,14 @@ func TestClaims(t *testing.T) {
 const (
 	stormWorkers = 8
 	stormDirs    = 4
-	stormOps     = 600
 )
+
+func stormOps() int {
+	if raceBuild {
+		return 150
+	}
+	return 600
+}
 
 // storm makes, replaces, renames, links and removes files of its own names in directories that all share, and prints what it left.
 func storm(dir string, id int) error {
@@ -234,7 +240,7 @@ func storm(dir string, id int) error {
 	path := func() string {
 		return fmt.Sprintf("d%d/w%d-%d", rnd.IntN(stormDirs), id, rnd.IntN(40))
 	}
-	for i := range stormOps {
+	for i := range stormOps() {
 		name, other := path(), path()
 		content, exists := have[name]
 		var err error
@@ -334,7 +340,7 @@ const openWorkers = 4
 // openEach is how many files each worker holds open. The daemon is ten times as slow under the race detector.
 func openEach() int {
 	if raceBuild {
-		return 500
+		return 200
 	}
 	return 5000
 }
