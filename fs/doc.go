@@ -19,6 +19,7 @@
 //
 // # Trees
 //
-// The mount is made of trees: the store itself, and virtual ones that appear under a name in the root. Each serves its own
-// inode numbers; node ids of virtual trees lie above 1<<62.
+// The mount is made of trees: the store itself, and virtual ones that appear under a name in the root, or in every directory. Each serves its own
+// inode numbers; node ids of virtual trees lie above 1<<62. The tree of the past, `.snapshots`, is in every directory and listed in none. It tells for
+// how long each of its names may be relied on: what a moment was for ever, which moment "@10m" is for a second.
 package fs

@@ -96,7 +96,25 @@ type Mount struct {
 	child *exec.Cmd
 	in    io.WriteCloser
 	out   *bufio.Reader
-	errs  *bytes.Buffer
+	errs  *logBuffer
+}
+
+// logBuffer is a bytes.Buffer that may be read while it is written.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 // New mounts a fresh filesystem, and unmounts it at the end of the test, when a store is checked as well.
@@ -175,7 +193,7 @@ func (m *Mount) Start() {
 		}
 		exe = own
 	}
-	m.errs = new(bytes.Buffer)
+	m.errs = new(logBuffer)
 	m.child = exec.Command(exe)
 	m.child.Env = append(append(os.Environ(), configVariable+"="+string(text)), m.cfg.Env...)
 	m.child.Stderr = m.errs
