@@ -340,8 +340,7 @@ func (c *Catalog) Link(ctx context.Context, who Actor, ino Ino, parent Ino, name
 }
 
 func (t *txn) link(ctx context.Context, ino, parent Ino, name string) (Inode, error) {
-	dir, err := t.directory(ctx, parent)
-	if err != nil {
+	if _, err := t.directory(ctx, parent); err != nil {
 		return Inode{}, err
 	}
 	row, err := t.inode(ctx, ino)
@@ -353,7 +352,8 @@ func (t *txn) link(ctx context.Context, ino, parent Ino, name string) (Inode, er
 	case row.Nlink >= MaxLinks:
 		return Inode{}, ErrTooManyLink
 	}
-	if dir, err = t.freeName(ctx, parent, name); err != nil {
+	dir, err := t.freeName(ctx, parent, name)
+	if err != nil {
 		return Inode{}, err
 	}
 	cookie, err := t.newCookie()

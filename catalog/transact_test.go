@@ -19,7 +19,7 @@ var errAbort = errors.New("changed my mind")
 func (w *world) txOp(tx *Tx, committed map[Ino]bool) {
 	ctx := context.Background()
 	var got, want error
-	did := ""
+	var did string
 	switch p := w.rnd.IntN(100); {
 	case p < 25:
 		dir, name := w.ino(true), w.name()
