@@ -61,7 +61,7 @@ func directory(from catalog.Inode, ino catalog.Ino) catalog.Inode {
 
 // fixed are the entries that every `.snapshots` has, in order.
 func (h home) fixed() []string {
-	return []string{readmeName, versionsName, deletedName, conflictsName}
+	return []string{readmeName, versionsName, deletedName}
 }
 
 // entry returns one of the fixed entries.
@@ -71,17 +71,15 @@ func (h home) entry(ctx context.Context, name string) (catalog.Inode, error) {
 		return readme{}.get(ctx)
 	case versionsName:
 		return versionsDir{t: h.t, n: h.t.nodes.top(h.dir, false)}.get(ctx)
-	case deletedName:
-		return deletedDir{t: h.t, n: h.t.nodes.top(h.dir, true)}.get(ctx)
 	}
-	return conflictsDir{t: h.t, dir: h.dir}.get(ctx)
+	return deletedDir{t: h.t, n: h.t.nodes.top(h.dir, true)}.get(ctx)
 }
 
 func (h home) lookup(ctx context.Context, name string) (catalog.Inode, error) {
 	switch name {
 	case "..":
 		return h.get(ctx)
-	case readmeName, versionsName, deletedName, conflictsName:
+	case readmeName, versionsName, deletedName:
 		return h.entry(ctx, name)
 	}
 	if !strings.HasPrefix(name, "@") {
@@ -172,7 +170,7 @@ func (h home) entryValid(name string, found bool) uint64 {
 	switch name {
 	case ".": // .snapshots itself
 		return validForever
-	case readmeName, versionsName, deletedName, conflictsName:
+	case readmeName, versionsName, deletedName:
 		return validFixed
 	}
 	if !strings.HasPrefix(name, "@") {
@@ -237,32 +235,6 @@ func (t *Tree) resolve(ctx context.Context, text string) (catalog.Seq, error) {
 	return seq, nil
 }
 
-// conflictsDir is the `conflicts` of a directory.
-type conflictsDir struct {
-	plain
-	t   *Tree
-	dir catalog.Ino
-}
-
-func (c conflictsDir) get(ctx context.Context) (catalog.Inode, error) {
-	n, err := number(conflictsView, c.dir)
-	if err != nil {
-		return catalog.Inode{}, err
-	}
-	return c.t.below(ctx, c.dir, n)
-}
-
-func (c conflictsDir) lookup(ctx context.Context, name string) (catalog.Inode, error) {
-	if name == ".." {
-		return home{t: c.t, dir: c.dir}.get(ctx)
-	}
-	return catalog.Inode{}, catalog.ErrNotExist
-}
-
-func (c conflictsDir) readDir(context.Context, uint64, int) ([]catalog.DirEntry, error) {
-	return nil, nil
-}
-
 // readme is the file README.
 type readme struct{ plain }
 
@@ -282,7 +254,6 @@ const readmeText = `The past of this directory, read-only. Nothing here takes ro
   @v1234/       the state after journal record 1234, as "holdfast log" shows them
   versions/P/   every version that the path P ever had: number, time, agent; P may be deleted or renamed
   deleted/P     what was deleted, as it was last
-  conflicts/    changes that another agent's close has buried
 
 Moments are not listed: name one, and it is there. A directory's own .snapshots is not listed either: cd into it by name.
 

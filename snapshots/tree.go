@@ -102,11 +102,10 @@ const (
 	nodeBit   = 1 << 55
 	numberEnd = 1 << 56
 
-	homeView      = 0 // `.snapshots` of the directory
-	readmeView    = 1 // README, of every directory
-	conflictsView = 2 // conflicts, of the directory
-	firstView     = 16
-	lastView      = 1<<15 - 1
+	homeView   = 0 // `.snapshots` of the directory
+	readmeView = 1 // README, of every directory
+	firstView  = 16
+	lastView   = 1<<15 - 1
 )
 
 func number(view uint64, ino catalog.Ino) (catalog.Ino, error) {
@@ -169,8 +168,6 @@ func (t *Tree) object(n catalog.Ino) (object, error) {
 		return home{t: t, dir: ino}, nil
 	case readmeView:
 		return readme{}, nil
-	case conflictsView:
-		return conflictsDir{t: t, dir: ino}, nil
 	}
 	v := t.views.get(id)
 	if v == nil {
