@@ -61,8 +61,9 @@ type applier struct {
 
 	mu         sync.Mutex // held by the one pass in progress; guards what follows
 	w          rowWriter
-	meta       meta // as in catalog.db
-	blobsDirty bool // small blobs were stored since the last sync of the blobstore
+	meta       meta       // as in catalog.db
+	blobsDirty bool       // small blobs were stored since the last sync of the blobstore
+	owed       []*pending // applied records whose bodies may be missing from the blobstore; the bodies are in memory
 }
 
 func newApplier(m meta) applier {
@@ -392,6 +393,9 @@ func (c *Catalog) syncBodies(ctx context.Context) error {
 	if !c.app.blobsDirty && m.blobsSeq == m.applied {
 		return nil
 	}
+	if err := c.payOwed(ctx); err != nil {
+		return err
+	}
 	if err := c.opt.check(stageBlobSeq); err != nil {
 		return err
 	}
@@ -408,5 +412,24 @@ func (c *Catalog) syncBodies(ctx context.Context) error {
 		return failed("write catalog.db", err)
 	}
 	c.app.meta, c.app.blobsDirty = m, false
+	return nil
+}
+
+// payOwed stores the bodies that a start on a full disk could not.
+func (c *Catalog) payOwed(ctx context.Context) error {
+	if len(c.app.owed) == 0 {
+		return nil
+	}
+	if err := c.storeBodies(ctx, c.app.owed); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	for _, p := range c.app.owed {
+		for i := range p.rec.Blobs {
+			c.settleBlob(&p.rec.Blobs[i], p.rec.Seq)
+		}
+	}
+	c.mu.Unlock()
+	c.app.owed = nil
 	return nil
 }

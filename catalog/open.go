@@ -70,17 +70,27 @@ func (c *Catalog) open(ctx context.Context) error {
 	}
 	c.state = newState(c.opt.CacheEntries, m)
 	c.app = newApplier(m)
-	// Whoever writes brings catalog.db up to the journal first, whoever only reads brings memory up to it.
+	// Whoever writes brings catalog.db up to the journal first, whoever only reads brings memory up to it. On a full disk a writer does so, too:
+	// the journal has everything, the store can be read, and the applier goes on when there is space.
+	inMemory := c.opt.ReadOnly
 	if !c.opt.ReadOnly {
-		if err := c.replay(ctx); err != nil {
+		if err := c.replay(ctx); errors.Is(err, ErrNoSpace) {
+			c.log.Error("no space to bring catalog.db up to the journal, which keeps every change", "dir", c.opt.Dir, "err", err)
+			c.state = newState(c.opt.CacheEntries, c.app.meta)
+			inMemory = true
+		} else if err != nil {
 			return err
 		}
 	}
 	if err := c.loadPast(ctx); err != nil {
 		return err
 	}
-	if c.opt.ReadOnly {
-		if err := c.replayIntoMemory(ctx); err != nil {
+	if inMemory {
+		replay := c.replayLater
+		if c.opt.ReadOnly {
+			replay = c.replayIntoMemory
+		}
+		if err := replay(ctx); err != nil {
 			return err
 		}
 	}
@@ -236,6 +246,49 @@ func (c *Catalog) replay(ctx context.Context) error {
 		c.lastUnsynced = c.last
 	}
 	return nil
+}
+
+// replayLater is replay on a full disk: what catalog.db does not have waits in memory for the applier, as it did before the
+// catalog was last closed, and the bodies that may be missing from the blobstore are kept until they can be stored.
+func (c *Catalog) replayLater(ctx context.Context) error {
+	m := c.app.meta
+	if m.blobsSeq < m.applied {
+		err := c.eachRecord(ctx, m.blobsSeq+1, func(p *pending) error {
+			if p.rec.Seq > m.applied {
+				return errReplayed
+			}
+			c.owe(p)
+			return nil
+		})
+		if err != nil && !errors.Is(err, errReplayed) {
+			return err
+		}
+	}
+	if err := c.replayIntoMemory(ctx); err != nil {
+		return err
+	}
+	c.lastUnsynced = c.last
+	signal(c.app.wake)
+	return nil
+}
+
+// errReplayed ends a replay early.
+var errReplayed = errors.New("replayed")
+
+// owe keeps the bodies of an applied record in memory until syncBodies has stored them.
+func (c *Catalog) owe(p *pending) {
+	for i := range p.rec.Blobs {
+		b := &p.rec.Blobs[i]
+		if b.Body == nil {
+			continue
+		}
+		if have := c.bodies[b.Ref.Hash]; have != nil {
+			have.refs++
+		} else {
+			c.bodies[b.Ref.Hash] = &pendingBody{b.Body, 1}
+		}
+	}
+	c.app.owed = append(c.app.owed, p)
 }
 
 // replayIntoMemory is replay for a catalog that changes nothing on disk.

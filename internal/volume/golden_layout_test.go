@@ -19,7 +19,7 @@ import (
 // a moment of a crash, or to parts above this package.
 func documented() map[string]bool {
 	return map[string]bool{
-		"holdfast.toml": true, "lock": true, "control.sock": false, "holdfast.log": false, "holdfast.log.1": false,
+		"holdfast.toml": true, "lock": true, "control.sock": false, "reserve": true, "holdfast.log": false, "holdfast.log.1": false,
 		"journal": true, "journal/<first>.seg": true, "journal/<first>.seg.tmp": false,
 		"<db>": true, "<db>-wal": true, "<db>-shm": true, "catalog.rebuild": false,
 		"blobs": true, "blobs/<ab>": true, "blobs/<ab>/<sha256>": true, "blobs/<ab>/<sha256>.zst": true, "blobs/<ab>/<sha256>.json": true,

@@ -127,6 +127,11 @@ func open(ctx context.Context, opt Options, s Settings) (_ *Volume, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if !opt.ReadOnly {
+		if err := takeReserve(dir); err != nil {
+			return nil, err
+		}
+	}
 	v.merges.init()
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	v.stop = stop
@@ -155,7 +160,10 @@ func takeLock(dir string, shared bool) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
 	if !shared {
-		err := f.Truncate(0)
+		err := releaseReserve(dir)
+		if err == nil {
+			err = f.Truncate(0)
+		}
 		if err == nil {
 			_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 		}
@@ -230,6 +238,9 @@ func (v *Volume) release(ctx context.Context) error {
 		errs = append(errs, v.blobs.Close())
 	}
 	if v.lock != nil {
+		if !v.readOnly && v.settings.StoreID != "" {
+			errs = append(errs, takeReserve(v.dir))
+		}
 		errs = append(errs, v.lock.Close())
 	}
 	return errors.Join(errs...)
