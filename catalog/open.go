@@ -70,34 +70,40 @@ func (c *Catalog) open(ctx context.Context) error {
 	}
 	c.state = newState(c.opt.CacheEntries, m)
 	c.app = newApplier(m)
-	// Whoever writes brings catalog.db up to the journal first, whoever only reads brings memory up to it. On a full disk a writer does so, too:
-	// the journal has everything, the store can be read, and the applier goes on when there is space.
-	inMemory := c.opt.ReadOnly
-	if !c.opt.ReadOnly {
-		if err := c.replay(ctx); errors.Is(err, ErrNoSpace) {
-			c.log.Error("no space to bring catalog.db up to the journal, which keeps every change", "dir", c.opt.Dir, "err", err)
-			c.state = newState(c.opt.CacheEntries, c.app.meta)
-			inMemory = true
-		} else if err != nil {
-			return err
-		}
-	}
 	if err := c.loadPast(ctx); err != nil {
 		return err
 	}
-	if inMemory {
-		replay := c.replayLater
-		if c.opt.ReadOnly {
-			replay = c.replayIntoMemory
-		}
-		if err := replay(ctx); err != nil {
-			return err
-		}
+	if err := c.catchUp(ctx); err != nil {
+		return err
 	}
 	// Numbers of records that the journal lost stay used: rows of catalog.db name them.
 	last, _ := c.j.Last()
 	c.last = max(c.last, Seq(last))
 	return nil
+}
+
+// catchUp brings catalog.db up to the journal, for whoever writes, or memory, for whoever only reads. On a full disk a writer does that, too: the journal
+// has everything, the store can be read, and the applier goes on when there is space.
+func (c *Catalog) catchUp(ctx context.Context) error {
+	if c.opt.ReadOnly {
+		return c.replayIntoMemory(ctx)
+	}
+	before, snapshots, kept := c.app.meta.applied, c.snapshots, c.kept
+	err := c.replay(ctx)
+	if err == nil {
+		return c.loadPast(ctx)
+	}
+	if !errors.Is(err, ErrNoSpace) {
+		return err
+	}
+	c.log.Error("no space to bring catalog.db up to the journal, which keeps every change", "dir", c.opt.Dir, "err", err)
+	c.state = newState(c.opt.CacheEntries, c.app.meta)
+	if c.app.meta.applied == before { // then what was read before still holds; there may be no space to read it again
+		c.snapshots, c.kept = snapshots, kept
+	} else if err := c.loadPast(ctx); err != nil {
+		return err
+	}
+	return c.replayLater(ctx)
 }
 
 // loadPast reads what of the past is kept in memory.
