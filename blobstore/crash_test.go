@@ -17,6 +17,7 @@ import (
 
 	"holdfast/blobstore"
 	"holdfast/blobstore/blobstoretest"
+	"holdfast/internal/sqldb"
 )
 
 const childEnv = "BLOBSTORE_TEST_CHILD"
@@ -86,9 +87,136 @@ func TestKilled(t *testing.T) {
 					blobstoretest.Check(t, s, blobstoretest.Put(t, s, data), data)
 				}
 				s.Close()
+				checkNoOrphans(t, dir)
 			}
 		})
 	}
+}
+
+// checkNoOrphans checks that no block is without its blob, nor a blob without its blocks.
+func checkNoOrphans(t *testing.T, dir string) {
+	t.Helper()
+	p := filepath.Join(dir, "blobs.db")
+	if _, err := os.Stat(p); err != nil {
+		return
+	}
+	db, err := sqldb.Open(t.Context(), sqldb.Options{Path: p, ReadOnly: true, Version: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.Read(t.Context(), func(c *sqldb.Conn) error {
+		st := c.Prep(`SELECT (SELECT count(*) FROM block), (SELECT ifnull(sum(length(hashes) / 32), 0) FROM large), (SELECT count(*) FROM incomplete),
+			(SELECT count(*) FROM blob) - (SELECT blobs FROM total)`)
+		if _, err := st.Step(); err != nil {
+			return err
+		}
+		if st.Int64(0) != st.Int64(1) || st.Int64(2) != 0 || st.Int64(3) != 0 {
+			t.Errorf("%d blocks, %d wanted; %d incomplete; blobs counted wrong by %d", st.Int64(0), st.Int64(1), st.Int64(2), st.Int64(3))
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Blocks that a crash left without their blob are removed when the store is opened.
+func TestIncompleteBlobsAreDropped(t *testing.T) {
+	dir := blobstoretest.TempDir(t)
+	s := openDir(t, dir, blobstore.ModeDatabase)
+	data := blobstoretest.Data(1, 300_000, false)
+	ref := blobstoretest.Put(t, s, data)
+	s.Close()
+	for _, edit := range []string{"INSERT INTO incomplete VALUES (100, 5)", "INSERT INTO block VALUES (100, x'00')", "INSERT INTO block VALUES (103, x'00')"} {
+		if editRows(t, dir, edit, blobstore.Hash{}) != 1 {
+			t.Fatal(edit)
+		}
+	}
+	s = openDir(t, dir, blobstore.ModeDatabase)
+	blobstoretest.Check(t, s, ref, data)
+	s.Close()
+	checkNoOrphans(t, dir)
+}
+
+// What is said to be durable has been synced: content before it has its name, then the sidecar, then the directory of both names.
+func TestSyncOrder(t *testing.T) {
+	dir := blobstoretest.TempDir(t)
+	s := openDir(t, dir, blobstore.ModeFile)
+	defer s.Close()
+	w := blobstore.WatchSyncs(s)
+	fan := func(ref blobstore.Ref) string { return "blobs/" + ref.Hash.String()[:2] }
+	expect := func(what string, want ...string) {
+		t.Helper()
+		got := w.Take()
+		if len(got) != len(want) {
+			t.Fatalf("%s: synced %q, want %q", what, got, want)
+		}
+		for i := range want {
+			if !strings.HasPrefix(got[i], want[i]) && !strings.HasSuffix(got[i], want[i]) {
+				t.Fatalf("%s: synced %q, want %q", what, got, want)
+			}
+		}
+	}
+	noise := blobstoretest.Data(1, 200_000, false)
+	ref := blobstoretest.Adopt(t, s, noise, true)
+	expect("adopt raw", "/staged", "blobs/.tmp/", fan(ref))
+	ref2 := blobstoretest.Adopt(t, s, blobstoretest.Data(1, 200_000, true), true)
+	expect("adopt compressed", "blobs/.tmp/", "blobs/.tmp/", fan(ref2))
+	ref3 := blobstoretest.Adopt(t, s, blobstoretest.Data(2, 200_000, false), false)
+	expect("adopt")
+	blobstoretest.Adopt(t, s, blobstoretest.Data(2, 200_000, false), true)
+	expect("adopt again", fan(ref3)+"/"+ref3.Hash.String(), fan(ref3)+"/"+ref3.Hash.String()+".json", fan(ref3))
+	if err := s.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.Take()
+	ref4 := blobstoretest.Put(t, s, []byte("small"))
+	expect("put")
+	if err := s.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	expect("sync", fan(ref4)+"/"+ref4.Hash.String(), fan(ref4)+"/"+ref4.Hash.String()+".json", fan(ref4))
+	for i := range 40 {
+		blobstoretest.Put(t, s, []byte{byte(i)})
+	}
+	if err := s.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	expect("sync of many", "filesystem of blobs")
+	blobstoretest.Put(t, s, []byte("lost"))
+	w.Fail = unix.EIO
+	if err := s.Sync(t.Context()); !errors.Is(err, unix.EIO) {
+		t.Errorf("got %v", err)
+	}
+	w.Fail = nil
+	if err := s.Sync(t.Context()); !errors.Is(err, unix.EIO) {
+		t.Errorf("a sync after a failed one claims that nothing is lost: %v", err)
+	}
+}
+
+// The worker removes a raw blob only after its compressed form is durable.
+func TestSyncBeforeRawGoes(t *testing.T) {
+	dir := blobstoretest.TempDir(t)
+	s := openDir(t, dir, blobstore.ModeFile)
+	defer s.Close()
+	w := blobstore.WatchSyncs(s)
+	data := blobstoretest.Data(1, afterwards, true)
+	ref := blobstoretest.Adopt(t, s, data, false)
+	blobstore.WaitCompressed(s)
+	got := w.Take()
+	fan := "blobs/" + ref.Hash.String()[:2]
+	if len(got) != 3 || !strings.HasPrefix(got[0], "blobs/.tmp/") || !strings.HasPrefix(got[1], "blobs/.tmp/") || got[2] != fan {
+		t.Errorf("synced %q", got)
+	}
+	w.Fail = unix.EIO
+	data[0]++
+	ref = blobstoretest.Adopt(t, s, data, false)
+	blobstore.WaitCompressed(s)
+	if found := exists(dir, ref.Hash); found != "[][.json]" {
+		t.Errorf("the compressed form could not be synced, and the files are %s", found)
+	}
+	w.Fail = nil
+	blobstoretest.Check(t, s, ref, data)
 }
 
 // runAndKill starts a child, kills it when it has printed at least so many lines, and returns how many it had printed.

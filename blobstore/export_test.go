@@ -1,5 +1,51 @@
 package blobstore
 
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Syncs is what a store has synced, in order, as paths below its directory (or as they are, outside of it).
+type Syncs struct {
+	mu    sync.Mutex
+	paths []string
+	Fail  error // when set, syncing does nothing and fails so
+}
+
+// WatchSyncs watches the files of a store.
+func WatchSyncs(s Store) *Syncs {
+	files := s.(*store).large.(*files)
+	w := new(Syncs)
+	watch := func(do func(int) error, what string) func(int) error {
+		return func(fd int) error {
+			path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.paths = append(w.paths, what+strings.TrimPrefix(path, files.opt.Dir+"/"))
+			if err != nil || w.Fail != nil {
+				return errors.Join(err, w.Fail)
+			}
+			return do(fd)
+		}
+	}
+	files.fsync, files.syncfs = watch(unix.Fsync, ""), watch(unix.Syncfs, "filesystem of ")
+	return w
+}
+
+// Take returns the paths so far and forgets them.
+func (w *Syncs) Take() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	paths := w.paths
+	w.paths = nil
+	return paths
+}
+
 // WaitCompressed returns when the worker has nothing left to do.
 func WaitCompressed(s Store) { s.(*store).large.(*files).worker.wait() }
 

@@ -45,6 +45,8 @@ type files struct {
 	rebuild chan struct{} // holds a token while a sidecar is rebuilt, which reads the whole blob: one at a time
 	dirty   dirtySet
 	worker  compressor
+	// fsync and syncfs are the system calls; tests watch them.
+	fsync, syncfs func(fd int) error
 }
 
 // stripe is one directory, blobs/ab: the unit of locking.
@@ -85,7 +87,7 @@ func (s *files) path(h Hash, enc string) string {
 func openFiles(opt Options, c *codec, blocks *lru[blockKey, []byte]) (*files, error) {
 	s := &files{
 		opt: opt, codec: c, blocks: blocks, root: -1, tmp: -1, rebuild: make(chan struct{}, 1),
-		layouts: newLRU[Hash, *layout](layoutBytes), open: newLRU[fileKey, *openFile](maxOpen),
+		layouts: newLRU[Hash, *layout](layoutBytes), open: newLRU[fileKey, *openFile](maxOpen), fsync: unix.Fsync, syncfs: unix.Syncfs,
 	}
 	s.open.onGet = func(f *openFile) { f.refs.Add(1) }
 	s.open.onDrop = (*openFile).release
@@ -132,7 +134,7 @@ func (s *files) prepare() error {
 		return err
 	}
 	if made {
-		if err := unix.Fsync(s.root); err != nil {
+		if err := s.fsync(s.root); err != nil {
 			return &fs.PathError{Op: "sync", Path: s.opt.storePath(blobsDir), Err: err}
 		}
 	}
@@ -209,7 +211,7 @@ func (s *files) dirForChange(first byte) (int, error) {
 	}
 	if err == unix.ENOENT {
 		if err = unix.Mkdirat(s.root, fanOut(first), 0o700); err == nil || err == unix.EEXIST {
-			if err = unix.Fsync(s.root); err == nil {
+			if err = s.fsync(s.root); err == nil {
 				fd, err = s.dir(first)
 			}
 		}

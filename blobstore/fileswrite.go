@@ -50,7 +50,7 @@ func (t *tmpFile) Write(p []byte) (int, error) {
 }
 
 func (t *tmpFile) sync() error {
-	if err := unix.Fsync(t.fd); err != nil {
+	if err := t.s.fsync(t.fd); err != nil {
 		return &syncError{t.s.opt.storePath(blobsDir, tmpDir, t.name), err}
 	}
 	return nil
@@ -60,7 +60,9 @@ func (t *tmpFile) sync() error {
 func (t *tmpFile) drop() {
 	unix.Close(t.fd)
 	if t.name != "" {
-		unix.Unlinkat(t.s.tmp, t.name, 0)
+		if err := unix.Unlinkat(t.s.tmp, t.name, 0); err != nil {
+			t.s.opt.Log.Warn("a leftover stays until the store is opened again", "path", t.s.opt.storePath(blobsDir, tmpDir, t.name), "err", err)
+		}
 	}
 }
 
@@ -119,7 +121,7 @@ func (s *files) unlink(dir int, h Hash, name string) error {
 }
 
 func (s *files) syncDir(dir int, first byte) error {
-	if err := unix.Fsync(dir); err != nil {
+	if err := s.fsync(dir); err != nil {
 		return &syncError{s.opt.storePath(blobsDir, fanOut(first)), err}
 	}
 	return nil
@@ -256,7 +258,6 @@ func (s *files) install(dir int, h Hash, sc Sidecar, damage error, durable bool,
 	} else if st.counted {
 		st.count(Stats{1, sc.Size, sc.StoredSize}, 1)
 	}
-	s.dirty.add(h)
 	if sc.Size > BlockSize {
 		lay := newLayout(&sc)
 		s.layouts.put(h, lay, lay.cost(), func() bool { return true }) // the stripe is locked
@@ -264,6 +265,7 @@ func (s *files) install(dir int, h Hash, sc Sidecar, damage error, durable bool,
 	if durable {
 		return s.syncDir(dir, h[0])
 	}
+	s.dirty.add(h)
 	return nil
 }
 
@@ -316,8 +318,8 @@ func (s *files) adopt(ctx context.Context, sum Summed, meta Meta, staged *os.Fil
 		compress = false
 	}
 	if durable {
-		if err := staged.Sync(); err != nil {
-			return err
+		if err := s.fsync(int(staged.Fd())); err != nil {
+			return &syncError{path, err}
 		}
 	}
 	err = s.install(dir, h, newSidecar(sum, meta), damage, durable, func() error {
@@ -443,7 +445,7 @@ func (e *syncError) Unwrap() error { return e.err }
 
 func (s *files) syncAll(todo map[Hash]struct{}, dirs [256]bool, many bool) error {
 	if many {
-		if err := unix.Syncfs(s.root); err != nil {
+		if err := s.syncfs(s.root); err != nil {
 			return &syncError{"the filesystem of " + s.opt.storePath(blobsDir), err}
 		}
 		return nil
@@ -478,7 +480,7 @@ func (s *files) syncOne(h Hash) error {
 			}
 			return err
 		}
-		err = unix.Fsync(f.fd)
+		err = s.fsync(f.fd)
 		f.release()
 		if err != nil {
 			return &syncError{s.opt.storePath(blobsDir, fanOut(h[0]), name), err}

@@ -25,7 +25,7 @@ func sampleSidecars(t testing.TB) []Sidecar {
 		if size > 0 {
 			frames := make([]uint32, blockCount(int64(size)))
 			for i := range frames {
-				frames[i] = 100 + uint32(i)
+				frames[i] = uint32(min(100+i, blockLen(int64(size), int64(i))))
 			}
 			all = append(all, sc.encoded(frames))
 		}
@@ -85,6 +85,52 @@ func FuzzSidecar(f *testing.F) {
 	})
 }
 
+// A sidecar with a right sum whose fields do not fit each other, or the blob, is refused.
+func TestSidecarRefused(t *testing.T) {
+	for name, spoil := range map[string]func(*Sidecar){
+		"name":              func(sc *Sidecar) { sc.DataID = Hash{9}.String() },
+		"checksum":          func(sc *Sidecar) { sc.Checksum = "md5:" + sc.DataID },
+		"negative size":     func(sc *Sidecar) { sc.Size = -1 },
+		"size":              func(sc *Sidecar) { sc.Size += BlockSize },
+		"huge size":         func(sc *Sidecar) { sc.Size, sc.StoredSize = 1<<63-1, 1<<63-1 },
+		"stored size":       func(sc *Sidecar) { sc.StoredSize++ },
+		"version":           func(sc *Sidecar) { sc.Version = -1 },
+		"backups":           func(sc *Sidecar) { sc.BackupCount = -1 },
+		"level":             func(sc *Sidecar) { sc.IntegrityLevel = "" },
+		"encoding":          func(sc *Sidecar) { sc.Encoding = "lz4" },
+		"block size":        func(sc *Sidecar) { sc.BlockSize = BlockSize / 2 },
+		"too few hashes":    func(sc *Sidecar) { sc.Blocks = sc.Blocks[:max(0, len(sc.Blocks)-1)]; sc.BlockSize++ },
+		"too many hashes":   func(sc *Sidecar) { sc.Blocks = append(bytes.Clone(sc.Blocks), make([]byte, 32)...) },
+		"too many frames":   func(sc *Sidecar) { sc.Frames = append(sc.Frames[:len(sc.Frames):len(sc.Frames)], 0) },
+		"frame of a block+": func(sc *Sidecar) { sc.Frames = []uint32{BlockSize + 1}; sc.StoredSize = BlockSize + 1 },
+	} {
+		for i, sc := range sampleSidecars(t) {
+			h, err := ParseHash(sc.DataID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			line, err := sc.marshal()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := parseSidecar(line, h); err != nil {
+				t.Fatalf("sidecar %d as it is: %v", i, err)
+			}
+			spoil(&sc)
+			if line, err = sc.marshal(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := parseSidecar(line, h); err == nil {
+				t.Errorf("%s, sidecar %d: accepted: %s", name, i, line)
+			}
+			line[len(line)/2] ^= 1
+			if _, err := parseSidecar(line, h); err == nil {
+				t.Errorf("sidecar %d with a flipped bit: accepted", i)
+			}
+		}
+	}
+}
+
 // A frame decodes to exactly the asked number of bytes, in place, or not at all; nothing beyond is touched.
 func FuzzFrame(f *testing.F) {
 	c, err := newCodec()
@@ -96,6 +142,8 @@ func FuzzFrame(f *testing.F) {
 		frame, _ := c.encode(nil, plain)
 		f.Add(frame, uint32(len(plain)))
 		f.Add(append(frame, frame...), uint32(2*len(plain)))
+		f.Add(frame, uint32(len(plain)+1))
+		f.Add(frame, uint32(len(plain)-1))
 	}
 	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xff, 0xff, 0xff}, uint32(9))
 	f.Fuzz(func(t *testing.T, frame []byte, size uint32) {
@@ -107,6 +155,11 @@ func FuzzFrame(f *testing.F) {
 		err := c.decode(buf[:size], frame)
 		if !bytes.Equal(buf[size:], bytes.Repeat([]byte{0x5a}, 64)) {
 			t.Fatalf("bytes behind the block were written; error %v", err)
+		}
+		if err == nil {
+			if out, err := c.dec.DecodeAll(frame, make([]byte, 0, BlockSize)); err != nil || !bytes.Equal(out, buf[:size]) {
+				t.Fatalf("a frame of %d plain bytes filled %d; error %v", len(out), size, err)
+			}
 		}
 		if n, err := frameLen(frame); err == nil && (n < 5 || n > len(frame)) {
 			t.Fatalf("a frame of %d bytes in %d", n, len(frame))

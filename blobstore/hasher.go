@@ -26,13 +26,30 @@ func NewHasher() *Hasher {
 	return &Hasher{name: sha256.New(), block: blake3.New()}
 }
 
-// Write never fails.
+// hashApart is the number of bytes from which one Write computes the two kinds of hashes side by side.
+const hashApart = 2 * BlockSize
+
+// Write never fails. It may use a second core while it runs.
 func (h *Hasher) Write(p []byte) (int, error) {
-	n := len(p)
+	if len(p) < hashApart {
+		h.name.Write(p)
+		h.writeBlocks(p)
+		return len(p), nil
+	}
+	named := make(chan struct{})
+	go func() {
+		defer close(named)
+		h.name.Write(p)
+	}()
+	h.writeBlocks(p)
+	<-named
+	return len(p), nil
+}
+
+func (h *Hasher) writeBlocks(p []byte) {
 	for len(p) > 0 {
 		room := BlockSize - int(h.size%BlockSize)
 		part := p[:min(room, len(p))]
-		h.name.Write(part)
 		h.block.Write(part)
 		h.size += int64(len(part))
 		if len(part) == room {
@@ -40,7 +57,6 @@ func (h *Hasher) Write(p []byte) (int, error) {
 		}
 		p = p[len(part):]
 	}
-	return n, nil
 }
 
 func (h *Hasher) endBlock() {

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"holdfast/blobstore"
 	"holdfast/internal/sqldb"
@@ -32,7 +35,7 @@ const (
 	retryMax = 5 * time.Second
 )
 
-// stage is a step of the applier.
+// stage is a step at which tests interfere.
 type stage int
 
 const (
@@ -45,6 +48,7 @@ const (
 	stageDelete                  // before a blob is deleted
 	stageCheckpoint              // before a checkpoint gets its name
 	stageCompact                 // before a segment is rewritten
+	stageRead                    // a reader's: between its look at catalog.db and the look at what changed meanwhile
 )
 
 // applier brings catalog.db and the blobstore up to the journal, in the background.
@@ -54,11 +58,14 @@ type applier struct {
 	stop   context.CancelFunc
 	done   chan struct{}
 	err    atomic.Pointer[error] // why the last pass failed; nil when it did not
+	// syncErr is why the last sync of the blobstore for blobs_seq failed; nil when it did not.
+	syncErr atomic.Pointer[error]
 
 	mu         sync.Mutex // held by the one pass in progress; guards what follows
 	w          rowWriter
-	meta       meta // as in catalog.db
-	blobsDirty bool // small blobs were stored since the last sync of the blobstore
+	meta       meta       // as in catalog.db
+	blobsDirty bool       // small blobs were stored since the last sync of the blobstore
+	owed       []*pending // applied records whose bodies may be missing from the blobstore; the bodies are in memory
 }
 
 func newApplier(m meta) applier {
@@ -82,8 +89,16 @@ func (a *applier) notify(first, full bool) {
 	}
 }
 
+// lastError is why catalog.db lags behind; nil when it does not.
 func (a *applier) lastError() error {
 	if p := a.err.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+func (a *applier) lastSyncError() error {
+	if p := a.syncErr.Load(); p != nil {
 		return *p
 	}
 	return nil
@@ -136,9 +151,17 @@ func (c *Catalog) wakeWaiters() {
 	c.mu.Unlock()
 }
 
+// applyNice is the niceness of the applier's thread: programs that wait for an answer come first, and the applier takes what they leave. When
+// it falls behind, admit makes them wait.
+const applyNice = 10
+
 // applyLoop runs until ctx ends.
 func (c *Catalog) applyLoop(ctx context.Context) {
 	defer close(c.app.done)
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its niceness with it
+	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), applyNice); err != nil {
+		c.log.Warn("the applier runs at the priority of requests", "err", err)
+	}
 	blobTick := time.NewTicker(blobSyncEvery)
 	defer blobTick.Stop()
 	for {
@@ -146,7 +169,12 @@ func (c *Catalog) applyLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-blobTick.C:
-			if err := c.syncBodies(ctx); err != nil && ctx.Err() == nil {
+			err := c.syncBodies(ctx)
+			switch {
+			case err == nil:
+				c.app.syncErr.Store(nil)
+			case ctx.Err() == nil:
+				c.app.syncErr.Store(&err)
 				c.log.Error("small blobs cannot be made durable in the blobstore; the journal keeps them", "err", err)
 			}
 			continue
@@ -270,6 +298,14 @@ func (c *Catalog) applyLocked(ctx context.Context) error {
 	return nil
 }
 
+// check lets a test fail the step, or do something in between. The error of stageRead means nothing.
+// reached tells a test that a read is between memory and catalog.db.
+func (o *Options) reached(s stage) {
+	if o.fault != nil {
+		_ = o.fault(s)
+	}
+}
+
 func (o *Options) check(s stage) error {
 	if o.fault == nil {
 		return nil
@@ -359,6 +395,9 @@ func (c *Catalog) syncBodies(ctx context.Context) error {
 	if !c.app.blobsDirty && m.blobsSeq == m.applied {
 		return nil
 	}
+	if err := c.payOwed(ctx); err != nil {
+		return err
+	}
 	if err := c.opt.check(stageBlobSeq); err != nil {
 		return err
 	}
@@ -375,5 +414,24 @@ func (c *Catalog) syncBodies(ctx context.Context) error {
 		return failed("write catalog.db", err)
 	}
 	c.app.meta, c.app.blobsDirty = m, false
+	return nil
+}
+
+// payOwed stores the bodies that a start on a full disk could not.
+func (c *Catalog) payOwed(ctx context.Context) error {
+	if len(c.app.owed) == 0 {
+		return nil
+	}
+	if err := c.storeBodies(ctx, c.app.owed); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	for _, p := range c.app.owed {
+		for i := range p.rec.Blobs {
+			c.settleBlob(&p.rec.Blobs[i], p.rec.Seq)
+		}
+	}
+	c.mu.Unlock()
+	c.app.owed = nil
 	return nil
 }

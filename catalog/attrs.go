@@ -99,25 +99,31 @@ func (c *Catalog) SetAttrDeferred(ctx context.Context, ino Ino, ch Change) error
 	return nil
 }
 
-// writeDeferred writes the times that no record holds yet. The caller holds order.
+// deferredStep is how many inodes' times go into one record.
+const deferredStep = 256
+
+// writeDeferred writes the times that no record holds yet, many inodes to a record: after a rename or an unlink the kernel tells of the
+// times of each inode once more. The caller holds order.
 func (c *Catalog) writeDeferred(ctx context.Context) error {
 	c.mu.RLock()
 	inos := slices.Sorted(maps.Keys(c.deferred))
-	c.mu.RUnlock()
-	for _, ino := range inos {
-		c.mu.RLock()
+	inos = slices.DeleteFunc(inos, func(ino Ino) bool {
 		_, tmp := c.unwritten[ino]
-		c.mu.RUnlock()
-		if tmp {
-			continue
-		}
+		return tmp
+	})
+	c.mu.RUnlock()
+	for some := range slices.Chunk(inos, deferredStep) {
 		err := c.mutateLocked(Actor{Program: "holdfast"}, OpSetattr, func(t *txn) error {
-			row, err := t.inode(ctx, ino)
-			if err != nil {
-				return err
+			for _, ino := range some {
+				row, err := t.c.current(ctx, ino)
+				if err != nil {
+					return err
+				}
+				if t.p.rec.Path == "" {
+					t.p.rec.Path = c.pathOfInode(ctx, &row)
+				}
+				t.p.rec.Inodes = append(t.p.rec.Inodes, row)
 			}
-			t.p.rec.Path = c.pathOfInode(ctx, &row)
-			t.set(row)
 			return nil
 		})
 		if err != nil {
@@ -146,6 +152,7 @@ func (c *Catalog) xattrsOf(ctx context.Context, ino Ino) (set *xattrSet, err err
 		if err != nil {
 			return true, c.readFailed("read attributes", err)
 		}
+		c.opt.reached(stageRead)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if n := c.xattrs.get(ino); n != nil {

@@ -304,7 +304,7 @@ func (p *pruner) sweep(ctx context.Context) error {
 			}
 			return nil
 		})
-		if err != nil && err != full {
+		if err != nil && !errors.Is(err, full) {
 			return failed("list the blobs", err)
 		}
 		if err := p.loosenUnused(ctx, list); err != nil {

@@ -64,7 +64,7 @@ type Options struct {
 	// JournalFS stands between the journal and the operating system, for tests (default: the operating system).
 	JournalFS journal.FS
 
-	fault func(stage) error // tests: asked before each step of the applier
+	fault func(stage) error // tests: called at each stage
 }
 
 func (o *Options) setDefaults() {
@@ -135,6 +135,7 @@ type Stats struct {
 	Files         int64     `json:"files"` // everything with a name that is no directory
 	Dirs          int64     `json:"directories"`
 	Versions      int64     `json:"versions"`
+	VersionBytes  int64     `json:"version_bytes"`  // the sizes of all versions together: what they would take stored one by one
 	OldestVersion time.Time `json:"oldest_version"` // zero when there is none
 	JournalBytes  int64     `json:"journal_bytes"`
 	Seq           Seq       `json:"seq"`     // the newest record
@@ -142,7 +143,7 @@ type Stats struct {
 	Applied       Seq       `json:"applied"` // the newest record in catalog.db
 	PendingBytes  int64     `json:"pending_bytes"`
 	Pending       int       `json:"pending"`    // records that wait for the applier
-	LastError     error     `json:"-"`          // why the applier cannot go on at the moment; nil when it can
+	LastError     error     `json:"-"`          // why catalog.db or the blobstore lags behind at the moment; nil when neither does
 	Damage        []error   `json:"-"`          // what Open found damaged and worked around
 	NextIno       Ino       `json:"next_inode"` // the number that the next inode gets
 }

@@ -175,6 +175,7 @@ func (c *Catalog) extentsOnce(ctx context.Context, ino Ino, at Seq) (list []Exte
 	for _, p := range splices {
 		m.splice(p.s)
 	}
+	c.opt.reached(stageRead)
 	list, done = c.keepExtents(ino, m, len(splices), gen)
 	return list, done, nil
 }

@@ -1,20 +1,19 @@
 package catalog
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -156,7 +155,7 @@ func powerCut(t *testing.T, w *world, synced int64) {
 
 // After a power cut the store is as it was after some record: never before the last Sync, and nothing in between is missing.
 func TestPowerCut(t *testing.T) {
-	for seed := range uint64(8) {
+	for seed := range uint64(5) {
 		w := newWorld(t, 100+seed, func(o *Options) {
 			o.SegmentBytes = 1 << 30
 			o.fault = func(stage) error { return unix.EIO } // the applier does not sync in between
@@ -342,7 +341,7 @@ func TestDatabaseRot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 25 {
+	for range 15 {
 		bad := bytes.Clone(good)
 		at := w.rnd.IntN(len(bad) / 64)
 		for i := range 64 {
@@ -487,89 +486,59 @@ func TestJournalBody(t *testing.T) {
 	wantErr(t, err, ErrNotExist)
 }
 
-const childStore = "HOLDFAST_CATALOG_TEST_CHILD"
-
-// TestKilledProcess kills a process that changes a store; everything that it had acknowledged is there afterwards.
-func TestKilledProcess(t *testing.T) {
-	if dir := os.Getenv(childStore); dir != "" {
-		childMain(t, dir)
-		return
+// catalog.db never has a record that the journal could lose.
+func TestAppliedIsDurable(t *testing.T) {
+	var c *Catalog
+	var ahead atomic.Int64
+	c = newCatalog(t, func(o *Options) {
+		o.fault = func(at stage) error {
+			if at == stageSettle && Seq(c.j.Synced()) < c.app.meta.applied {
+				ahead.Add(1)
+			}
+			return nil
+		}
+	})
+	for i := range 20 {
+		createFile(t, c, Root, strconv.Itoa(i))
+		if err := c.Flush(context.Background()); err != nil {
+			t.Fatal(err)
+		}
 	}
-	dir := t.TempDir()
-	total := 0
-	for round := range 3 {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestKilledProcess$", "-test.count=1")
-		cmd.Env = append(os.Environ(), childStore+"="+dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		acked := -1
-		for sc := bufio.NewScanner(out); sc.Scan(); {
-			if n, err := strconv.Atoi(sc.Text()); err == nil {
-				acked = n
-			}
-			if acked >= total+400+137*round {
-				break
-			}
-		}
-		cmd.Process.Kill()
-		cmd.Wait()
-		if acked < total+400 {
-			t.Fatalf("round %d: the child stopped at %d", round, acked)
-		}
-		o := testOptions(t, dir, newMemBlobs())
-		c := openCatalog(t, o)
-		total = 0
-		for _, e := range listAll(t, 1000, func(after uint64, max int) ([]DirEntry, error) {
-			return c.ReadDir(context.Background(), Root, after, max)
-		}) {
-			want := "body of " + e.Name
-			ext := must[[]Extent](t)(c.Extents(context.Background(), e.Inode.Ino, Head))
-			if n, err := strconv.Atoi(e.Name); err != nil || n > acked && e.Inode.Ver == 0 {
-				continue // the one in progress
-			}
-			b, err := c.JournalBody(context.Background(), ext[0].Blob.Hash)
-			if err != nil || string(b) != want {
-				t.Fatalf("%s holds %q %v", e.Name, b, err)
-			}
-			total++
-		}
-		if total < acked+1 {
-			t.Fatalf("%d files are there, %d were acknowledged", total, acked+1)
-		}
-		if err := c.Close(context.Background()); err != nil {
-			t.Fatal(err)
-		}
+	if n := ahead.Load(); n > 0 {
+		t.Fatalf("catalog.db was ahead of the durable journal %d times", n)
 	}
 }
 
-func childMain(t *testing.T, dir string) {
-	ctx, who := context.Background(), testActor()
-	c, err := Open(ctx, testOptions(t, dir, newMemBlobs()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Init(ctx, who, NewInode{Mode: 0o755}); err != nil && !errors.Is(err, ErrExist) {
-		t.Fatal(err)
-	}
-	for i := 0; i < 1_000_000; i++ {
-		name := strconv.Itoa(i)
-		f, err := c.Create(ctx, who, Root, name, NewInode{Mode: unix.S_IFREG | 0o644})
-		if errors.Is(err, ErrExist) {
-			f, err = c.Lookup(ctx, Root, name)
+func TestTimeNeverGoesBack(t *testing.T) {
+	w := newWorld(t, 13, nil)
+	ctx := context.Background()
+	start := w.clk.tick()
+	for i, at := range []Timestamp{start, start - 500, 0, -7, start + 1, start + 1} {
+		w.clk.mu.Lock()
+		w.clk.now = at
+		w.clk.mu.Unlock()
+		createFile(t, w.c, Root, strconv.Itoa(i))
+		if i == 2 {
+			kill(w.c)
+			w.c = openCatalog(t, w.opt)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if f.Ver == 0 {
-			if _, err := c.Commit(ctx, who, whole(f.Ino, []byte("body of "+name))); err != nil {
-				t.Fatal(err)
+	}
+	for range 2 {
+		for at, want := range map[Timestamp]Seq{start - 1: 1, start: 5, start + 1: 7, start + 9: 7} {
+			if got, err := w.c.SeqAt(ctx, unixTime(at)); err != nil || got != want {
+				t.Fatalf("the last record at %+d is %d %v, want %d", at-start, got, err, want)
 			}
 		}
-		fmt.Println(i)
+		if err := w.c.Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, at := range []time.Time{{}, time.Unix(0, 0), time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC)} {
+		if got, err := w.c.SeqAt(ctx, at); err != nil || got != 0 {
+			t.Fatal(at, got, err)
+		}
+	}
+	if got, err := w.c.SeqAt(ctx, time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)); err != nil || got != 7 {
+		t.Fatal(got, err)
 	}
 }

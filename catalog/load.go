@@ -137,19 +137,19 @@ const dirJoin = `SELECT d.cookie, d.name, d.ino, d.type, ` + inodeColumns + ` FR
 
 // loadDir reads up to max live entries of dir behind the cookie after, in order.
 func loadDir(ctx context.Context, db *sqldb.DB, dir Ino, after uint64, max int) ([]dirRow, error) {
-	return scanDir(ctx, db, dirJoin+"d.to_seq IS NULL ORDER BY d.cookie LIMIT ?", math.MaxInt64, int64(dir), int64(after), int64(max))
+	return scanDir(ctx, db, max, dirJoin+"d.to_seq IS NULL ORDER BY d.cookie", math.MaxInt64, int64(dir), int64(after))
 }
 
 // loadDirAt reads up to max entries that dir had after the record at: those that still hold and those that ended later.
 func loadDirAt(ctx context.Context, db *sqldb.DB, dir Ino, after uint64, max int, at Seq) ([]dirRow, error) {
-	live, err := scanDir(ctx, db, dirJoin+"d.to_seq IS NULL AND d.from_seq <= ? ORDER BY d.cookie LIMIT ?",
-		int64(at), int64(dir), int64(after), int64(at), int64(max))
+	live, err := scanDir(ctx, db, max, dirJoin+"d.to_seq IS NULL AND d.from_seq <= ? ORDER BY d.cookie",
+		int64(at), int64(dir), int64(after), int64(at))
 	if err != nil {
 		return nil, err
 	}
 	// An entry that was live above and ends in the meantime is in both lists, with the same cookie.
-	past, err := scanDir(ctx, db, dirJoin+"d.to_seq IS NOT NULL AND d.to_seq > ? AND d.from_seq <= ? ORDER BY d.cookie LIMIT ?",
-		int64(at), int64(dir), int64(after), int64(at), int64(at), int64(max))
+	past, err := scanDir(ctx, db, max, dirJoin+"d.to_seq IS NOT NULL AND d.to_seq > ? AND d.from_seq <= ? ORDER BY d.cookie",
+		int64(at), int64(dir), int64(after), int64(at), int64(at))
 	if err != nil {
 		return nil, err
 	}
@@ -175,13 +175,18 @@ func mergeDir(first, second []dirRow, max int) []dirRow {
 	return out
 }
 
-func scanDir(ctx context.Context, db *sqldb.DB, query string, args ...int64) (list []dirRow, err error) {
+// scanDir returns the first max rows of a query for a directory. It counts them itself: a bound LIMIT makes SQLite prepare the statement
+// again at each use.
+func scanDir(ctx context.Context, db *sqldb.DB, max int, query string, args ...int64) (list []dirRow, err error) {
 	err = db.Read(ctx, func(c *sqldb.Conn) error {
 		st := c.Prep(query)
 		for i, a := range args {
 			st.BindInt64(i+1, a)
 		}
 		for {
+			if len(list) == max {
+				return st.Done()
+			}
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err

@@ -70,14 +70,18 @@ func (m *model) forget() {
 	}
 }
 
-// sync writes what is deferred, a record for each inode.
+// sync writes what is deferred, deferredStep inodes to a record.
 func (m *model) sync() {
+	n := 0
 	for _, ino := range slices.Sorted(maps.Keys(m.live)) {
 		if saved := m.saved[ino]; saved != nil && saved != m.live[ino] {
 			m.set(m.live[ino])
-			m.end()
+			if n++; n%deferredStep == 0 {
+				m.end()
+			}
 		}
 	}
+	m.end()
 }
 
 func (m *model) dir(ino Ino) (*mnode, error) {

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -36,6 +37,7 @@ func (c *Catalog) Get(ctx context.Context, ino Ino) (row Inode, err error) {
 		if err != nil {
 			return true, c.readFailed("read an inode", err)
 		}
+		c.opt.reached(stageRead)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if n := c.inodes.get(ino); n != nil {
@@ -72,6 +74,9 @@ func (c *Catalog) Lookup(ctx context.Context, parent Ino, name string) (Inode, e
 			c.mu.RUnlock()
 			return row, nil
 		}
+	} else if !c.closed && c.absent(parent, name) && checkName(name) == nil {
+		c.mu.RUnlock()
+		return Inode{}, ErrNotExist
 	}
 	c.mu.RUnlock()
 	return c.lookupSlow(ctx, parent, name)
@@ -122,6 +127,7 @@ func (c *Catalog) lookupOnce(ctx context.Context, parent Ino, name string) (row 
 			return Inode{}, true, c.orphan(parent, name, v.ino, err)
 		}
 	}
+	c.opt.reached(stageRead)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.names.get(key)
@@ -145,7 +151,7 @@ func (c *Catalog) lookupOnce(ctx context.Context, parent Ino, name string) (row 
 
 // orphan explains that a name leads to an inode that is not there.
 func (c *Catalog) orphan(parent Ino, name string, ino Ino, err error) error {
-	if err != ErrStale {
+	if !errors.Is(err, ErrStale) {
 		return err
 	}
 	return fmt.Errorf("%w: %q in directory %d leads to inode %d, which has no row; check the store", ErrDamaged, name, parent, ino)
@@ -206,7 +212,7 @@ func createOp(mode uint32) Op {
 // Init makes the root directory of a new store; ErrExist when there is one.
 func (c *Catalog) Init(ctx context.Context, who Actor, n NewInode) error {
 	return c.mutate(ctx, who, OpInit, func(t *txn) error {
-		if _, err := t.inode(ctx, Root); err != ErrStale {
+		if _, err := t.inode(ctx, Root); !errors.Is(err, ErrStale) {
 			if err == nil {
 				err = fmt.Errorf("%w: the store has a root directory", ErrExist)
 			}
@@ -334,8 +340,7 @@ func (c *Catalog) Link(ctx context.Context, who Actor, ino Ino, parent Ino, name
 }
 
 func (t *txn) link(ctx context.Context, ino, parent Ino, name string) (Inode, error) {
-	dir, err := t.directory(ctx, parent)
-	if err != nil {
+	if _, err := t.directory(ctx, parent); err != nil {
 		return Inode{}, err
 	}
 	row, err := t.inode(ctx, ino)
@@ -347,7 +352,8 @@ func (t *txn) link(ctx context.Context, ino, parent Ino, name string) (Inode, er
 	case row.Nlink >= MaxLinks:
 		return Inode{}, ErrTooManyLink
 	}
-	if dir, err = t.freeName(ctx, parent, name); err != nil {
+	dir, err := t.freeName(ctx, parent, name)
+	if err != nil {
 		return Inode{}, err
 	}
 	cookie, err := t.newCookie()

@@ -70,24 +70,40 @@ func (c *Catalog) open(ctx context.Context) error {
 	}
 	c.state = newState(c.opt.CacheEntries, m)
 	c.app = newApplier(m)
-	// Whoever writes brings catalog.db up to the journal first, whoever only reads brings memory up to it.
-	if !c.opt.ReadOnly {
-		if err := c.replay(ctx); err != nil {
-			return err
-		}
-	}
 	if err := c.loadPast(ctx); err != nil {
 		return err
 	}
-	if c.opt.ReadOnly {
-		if err := c.replayIntoMemory(ctx); err != nil {
-			return err
-		}
+	if err := c.catchUp(ctx); err != nil {
+		return err
 	}
 	// Numbers of records that the journal lost stay used: rows of catalog.db name them.
 	last, _ := c.j.Last()
 	c.last = max(c.last, Seq(last))
 	return nil
+}
+
+// catchUp brings catalog.db up to the journal, for whoever writes, or memory, for whoever only reads. On a full disk a writer does that, too: the journal
+// has everything, the store can be read, and the applier goes on when there is space.
+func (c *Catalog) catchUp(ctx context.Context) error {
+	if c.opt.ReadOnly {
+		return c.replayIntoMemory(ctx)
+	}
+	before, snapshots, kept := c.app.meta.applied, c.snapshots, c.kept
+	err := c.replay(ctx)
+	if err == nil {
+		return c.loadPast(ctx)
+	}
+	if !errors.Is(err, ErrNoSpace) {
+		return err
+	}
+	c.log.Error("no space to bring catalog.db up to the journal, which keeps every change", "dir", c.opt.Dir, "err", err)
+	c.state = newState(c.opt.CacheEntries, c.app.meta)
+	if c.app.meta.applied == before { // then what was read before still holds; there may be no space to read it again
+		c.snapshots, c.kept = snapshots, kept
+	} else if err := c.loadPast(ctx); err != nil {
+		return err
+	}
+	return c.replayLater(ctx)
 }
 
 // loadPast reads what of the past is kept in memory.
@@ -260,6 +276,49 @@ func (c *Catalog) replay(ctx context.Context) error {
 	return nil
 }
 
+// replayLater is replay on a full disk: what catalog.db does not have waits in memory for the applier, as it did before the
+// catalog was last closed, and the bodies that may be missing from the blobstore are kept until they can be stored.
+func (c *Catalog) replayLater(ctx context.Context) error {
+	m := c.app.meta
+	if m.blobsSeq < m.applied {
+		err := c.eachRecord(ctx, m.blobsSeq+1, func(p *pending) error {
+			if p.rec.Seq > m.applied {
+				return errReplayed
+			}
+			c.owe(p)
+			return nil
+		})
+		if err != nil && !errors.Is(err, errReplayed) {
+			return err
+		}
+	}
+	if err := c.replayIntoMemory(ctx); err != nil {
+		return err
+	}
+	c.lastUnsynced = c.last
+	signal(c.app.wake)
+	return nil
+}
+
+// errReplayed ends a replay early.
+var errReplayed = errors.New("replayed")
+
+// owe keeps the bodies of an applied record in memory until syncBodies has stored them.
+func (c *Catalog) owe(p *pending) {
+	for i := range p.rec.Blobs {
+		b := &p.rec.Blobs[i]
+		if b.Body == nil {
+			continue
+		}
+		if have := c.bodies[b.Ref.Hash]; have != nil {
+			have.refs++
+		} else {
+			c.bodies[b.Ref.Hash] = &pendingBody{b.Body, 1}
+		}
+	}
+	c.app.owed = append(c.app.owed, p)
+}
+
 // replayIntoMemory is replay for a catalog that changes nothing on disk.
 func (c *Catalog) replayIntoMemory(ctx context.Context) error {
 	return c.eachRecord(ctx, c.applied+1, func(p *pending) error {
@@ -268,7 +327,7 @@ func (c *Catalog) replayIntoMemory(ctx context.Context) error {
 			if p.xattrs[ino] != nil {
 				continue
 			}
-			set := c.noXattrs
+			var set *xattrSet
 			if n := c.xattrs.m[ino]; n != nil {
 				set = n.val
 			} else {
@@ -358,7 +417,7 @@ func checkNumbers(r *Record) error {
 // dropped is kept in quarantine.
 func (c *Catalog) dropUnpromised(ctx context.Context, m meta) error {
 	o := c.journalOptions(m)
-	o.ReadOnly = true
+	o.ReadOnly, o.Log = true, nil // the opening that follows logs what it finds
 	j, err := journal.Open(ctx, o)
 	if err != nil {
 		return failed("open", err)
@@ -396,7 +455,7 @@ func (c *Catalog) dropUnpromised(ctx context.Context, m meta) error {
 		return nil
 	})
 	var damage *journal.DamageError
-	if err != nil && err != errStop && !errors.As(err, &damage) {
+	if err != nil && !errors.Is(err, errStop) && !errors.As(err, &damage) {
 		return failed("check the end of the journal", err)
 	}
 	if bad.Seq != 0 {
@@ -504,10 +563,10 @@ func (c *Catalog) Stats(ctx context.Context) (Stats, error) {
 	if err := ctx.Err(); err != nil {
 		return Stats{}, err
 	}
-	s := Stats{JournalBytes: c.j.Bytes(), Synced: Seq(c.j.Synced()), LastError: c.app.lastError(), Damage: c.damage}
+	s := Stats{JournalBytes: c.j.Bytes(), Synced: Seq(c.j.Synced()), LastError: errors.Join(c.app.lastError(), c.app.lastSyncError()), Damage: c.damage}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	s.Files, s.Dirs, s.Versions = c.files, c.counts.dirs, c.versions
+	s.Files, s.Dirs, s.Versions, s.VersionBytes = c.files, c.counts.dirs, c.versions, c.versionBytes
 	if c.oldest != 0 {
 		s.OldestVersion = unixTime(c.oldest)
 	}

@@ -284,7 +284,7 @@ func (p *pruner) stillStand(ctx context.Context, x *Pruned) error {
 	held := p.c.pins.held()
 	n := len(x.Drops)
 	x.Drops = slices.DeleteFunc(slices.Clone(x.Drops), func(d Drop) bool {
-		gone := false
+		var gone bool
 		if d.whole() {
 			gone = !p.c.dead(ctx, d.Ino, p.o.InUse) || p.wasNamed(ctx, d.Ino, held)
 		} else {

@@ -78,7 +78,7 @@ func (w *world) ino(dirs bool) Ino {
 	return list[w.rnd.IntN(len(list))]
 }
 
-func (w *world) newInode() (NewInode, Op) {
+func (w *world) newInode() NewInode {
 	n := NewInode{Mode: unix.S_IFREG | 0o644, UID: uint32(w.rnd.IntN(3)), GID: uint32(w.rnd.IntN(3))}
 	switch w.rnd.IntN(8) {
 	case 0, 1:
@@ -88,7 +88,7 @@ func (w *world) newInode() (NewInode, Op) {
 	case 3:
 		n.Mode, n.Rdev = unix.S_IFCHR|0o600, uint32(w.rnd.IntN(1000))
 	}
-	return n, ""
+	return n
 }
 
 func (w *world) splice(ino Ino) Commit {
@@ -156,7 +156,7 @@ func (w *world) step() {
 	switch p := w.rnd.IntN(100); {
 	case p < 22:
 		dir, name := w.ino(true), w.name()
-		n, _ := w.newInode()
+		n := w.newInode()
 		did = fmt.Sprintf("create %d/%s mode %o", dir, name, n.Mode)
 		var row Inode
 		var ino Ino
@@ -225,13 +225,7 @@ func (w *world) step() {
 		got = w.c.RemoveXattr(ctx, who, ino, name)
 		want = w.m.setxattr(ino, name, nil, 0)
 	case p < 95:
-		known := len(w.pool)
-		cm := w.splice(w.ino(w.rnd.IntN(20) == 0))
-		did = fmt.Sprintf("commit to %d size %d %+v", cm.Ino, cm.Size, cm.Splice)
-		_, got = w.c.Commit(ctx, who, cm)
-		if want = w.m.commit(&cm); want != nil {
-			w.pool = w.pool[:known]
-		}
+		did, got, want = w.stepCommit()
 	case p < 96:
 		did = "sync"
 		got = w.c.Sync(ctx)
@@ -256,6 +250,18 @@ func (w *world) seq() Seq {
 		w.t.Fatal(err)
 	}
 	return s.Seq
+}
+
+// stepCommit changes the content of a file.
+func (w *world) stepCommit() (did string, got, want error) {
+	known := len(w.pool)
+	cm := w.splice(w.ino(w.rnd.IntN(20) == 0))
+	did = fmt.Sprintf("commit to %d size %d %+v", cm.Ino, cm.Size, cm.Splice)
+	_, got = w.c.Commit(context.Background(), testActor(), cm)
+	if want = w.m.commit(&cm); want != nil {
+		w.pool = w.pool[:known]
+	}
+	return did, got, want
 }
 
 // reopen closes or kills the catalog and opens it again.
@@ -526,9 +532,9 @@ func (w *world) checkRebuild() {
 
 func TestRandom(t *testing.T) {
 	for _, seed := range []uint64{1, rand.Uint64() % 1e9} {
-		t.Run("usual", func(t *testing.T) { runWorld(t, seed, 350, nil) })
+		t.Run("usual", func(t *testing.T) { runWorld(t, seed, 250, nil) })
 		t.Run("tiny caches", func(t *testing.T) {
-			runWorld(t, seed+1, 350, func(o *Options) { o.CacheEntries = minCacheEntries })
+			runWorld(t, seed+1, 250, func(o *Options) { o.CacheEntries = minCacheEntries })
 		})
 	}
 }

@@ -47,15 +47,13 @@ func (c *Catalog) readDirOnce(ctx context.Context, dir Ino, after uint64, max in
 	if err != nil {
 		return nil, false, c.readFailed("read a directory", err)
 	}
-	missing := 0
+	c.opt.reached(stageRead)
 	c.mu.RLock()
 	ok := gen == c.gen
 	if ok {
 		for i := range rows {
 			if n := c.inodes.m[rows[i].Inode.Ino]; n != nil {
 				rows[i].Inode, rows[i].noInode = n.val.row, false
-			} else if rows[i].noInode {
-				missing++
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package catalog
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"holdfast/internal/sqldb"
 )
@@ -78,6 +79,7 @@ type meta struct {
 // counts are kept up from record to record, because counting a million rows is slow.
 type counts struct {
 	files, dirs, versions int64
+	versionBytes          int64     // the sizes of all versions together
 	oldest                Timestamp // of the first version; 0 when there is none
 }
 
@@ -91,6 +93,9 @@ func (n *counts) add(r *Record) {
 		if r.Pruned.Oldest != 0 {
 			n.oldest = r.Pruned.Oldest
 		}
+	}
+	for i := range r.Versions {
+		n.versionBytes = satAdd(n.versionBytes, r.Versions[i].Size)
 	}
 	if len(r.Versions) > 0 && n.oldest == 0 {
 		n.oldest = r.Versions[0].Time
@@ -117,6 +122,14 @@ func (n *counts) add(r *Record) {
 			n.files += d
 		}
 	}
+}
+
+// satAdd adds two counts that are not negative; what does not fit is the largest there is.
+func satAdd(a, b int64) int64 {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
 }
 
 // advance brings the whole of m forward by one record.
@@ -148,7 +161,7 @@ func (m *meta) fields() map[string]int64 {
 	return map[string]int64{
 		"applied_seq": int64(m.applied), "blobs_seq": int64(m.blobsSeq), "next_ino": int64(m.nextIno),
 		"next_cookie": int64(m.nextCookie), "last_time": m.lastTime, "files": m.files, "dirs": m.dirs,
-		"versions": m.versions, "oldest_version": m.oldest, "thinned": int64(m.thinned),
+		"versions": m.versions, "version_bytes": m.versionBytes, "oldest_version": m.oldest, "thinned": int64(m.thinned),
 	}
 }
 
@@ -196,7 +209,7 @@ func loadMeta(ctx context.Context, db *sqldb.DB, store [16]byte) (meta, error) {
 		m.applied, m.blobsSeq = Seq(ints["applied_seq"]), Seq(ints["blobs_seq"])
 		m.nextIno, m.nextCookie = Ino(ints["next_ino"]), uint64(ints["next_cookie"])
 		m.lastTime, m.thinned = ints["last_time"], Seq(ints["thinned"])
-		m.counts = counts{files: ints["files"], dirs: ints["dirs"], versions: ints["versions"], oldest: ints["oldest_version"]}
+		m.counts = counts{files: ints["files"], dirs: ints["dirs"], versions: ints["versions"], versionBytes: ints["version_bytes"], oldest: ints["oldest_version"]}
 		return nil
 	})
 	if err == nil && m.storeID != store {

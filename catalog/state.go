@@ -15,6 +15,7 @@ import (
 type state struct {
 	inodes cache[Ino, inodeVal]
 	names  cache[nameKey, nameVal] // names known to be absent included
+	filters
 	xattrs cache[Ino, *xattrSet]
 	// noXattrs is shared by the inodes that have none.
 	noXattrs *xattrSet
@@ -126,6 +127,7 @@ func newState(limit int, m meta) state {
 	s := state{
 		inodes:  newCache[Ino, inodeVal](limit, nil),
 		names:   newCache[nameKey, nameVal](limit, nil),
+		filters: newFilters(),
 		xattrs:  newCache[Ino](limit, func(x *xattrSet) int64 { return int64(1 + len(x.m)) }),
 		content: newCache[Ino](cachedExtents, func(v *contentVal) int64 { return int64(8 + v.live.Len()) }),
 		dirs:    make(map[Ino]*btree.Map[uint64, dirChange]),
@@ -204,12 +206,18 @@ func (s *state) rememberInode(row *Inode, r *Record) {
 			n.val.digest = r.Versions[i].Digest
 		}
 	}
+	if row.Nlink == 0 && isDir(row.Mode) {
+		s.gone(row.Ino)
+	}
 	if !fresh {
 		return
 	}
 	switch r.Op {
 	case OpInit, OpCreate, OpMkdir, OpMknod, OpSymlink:
 		if len(r.Dentries) == 0 || r.Dentries[0].Ino == row.Ino {
+			if isDir(row.Mode) {
+				s.made(row.Ino)
+			}
 			s.xattrs.add(row.Ino, s.noXattrs) // a new inode has none
 		}
 	}
@@ -219,6 +227,8 @@ func (s *state) rememberDentry(d *Dentry, seq Seq) {
 	v := nameVal{d.Ino, d.Type, d.Cookie}
 	if d.Ino == 0 {
 		v = nameVal{}
+	} else {
+		s.added(d.Parent, d.Name)
 	}
 	n := s.names.dirty(nameKey{d.Parent, d.Name}, seq)
 	old := n.val

@@ -19,11 +19,11 @@ var errAbort = errors.New("changed my mind")
 func (w *world) txOp(tx *Tx, committed map[Ino]bool) {
 	ctx := context.Background()
 	var got, want error
-	did := ""
+	var did string
 	switch p := w.rnd.IntN(100); {
 	case p < 25:
 		dir, name := w.ino(true), w.name()
-		n, _ := w.newInode()
+		n := w.newInode()
 		did = fmt.Sprintf("create %d/%s mode %o", dir, name, n.Mode)
 		_, got = tx.Create(ctx, dir, name, n)
 		_, want = w.m.create(dir, name, n)

@@ -293,11 +293,12 @@ func (c *Catalog) currentName(ctx context.Context, parent Ino, name string) (nam
 	c.mu.RLock()
 	n := c.names.get(key)
 	var v nameVal
+	known := n != nil || c.absent(parent, name)
 	if n != nil {
 		v = n.val
 	}
 	c.mu.RUnlock()
-	if n != nil {
+	if known {
 		return v, nil
 	}
 	v, err := loadName(ctx, c.db, parent, name, Head)
@@ -306,7 +307,11 @@ func (c *Catalog) currentName(ctx context.Context, parent Ino, name string) (nam
 	}
 	c.mu.Lock()
 	c.names.add(key, v)
+	learn := v.ino == 0 && c.missed(parent)
 	c.mu.Unlock()
+	if learn {
+		return v, c.learn(ctx, parent)
+	}
 	return v, nil
 }
 

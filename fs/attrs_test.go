@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/fusetest"
 )
 
 func testTimes(t *testing.T, p place) {
@@ -196,6 +198,22 @@ func testXattrs(t *testing.T, p place) {
 		if got, err := get(p.path("f"), "trusted.secret"); got != "x" {
 			t.Errorf("trusted: %q %v", got, err)
 		}
+		listed := func() string {
+			list := make([]byte, 70_000)
+			n, err := unix.Listxattr(p.path("f"), list)
+			if err != nil {
+				t.Error(err)
+			}
+			return string(list[:max(n, 0)])
+		}
+		if !strings.Contains(listed(), "trusted.secret") {
+			t.Error("root is not shown a trusted attribute")
+		}
+		fusetest.As(t, 1001, 1001, nil, func() {
+			if list := listed(); strings.Contains(list, "trusted.") || !strings.Contains(list, "security.note") {
+				t.Errorf("another user is shown %q", list)
+			}
+		})
 	}
 	check(t, os.Symlink("f", p.path("l")))
 	wantErrno(t, "user attribute of a symbolic link", unix.Lsetxattr(p.path("l"), "user.a", nil, 0), unix.EPERM)

@@ -5,14 +5,15 @@ import (
 	"time"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"holdfast/catalog"
 )
 
 const (
 	callerShards = 16
-	// maxCallers bounds the processes that are remembered, in each shard; more of them than that start afresh.
-	maxCallers = 512
+	// maxCallers bounds the threads that are remembered, in each shard; more of them than that start afresh. Each holds a descriptor.
+	maxCallers = 64
 	// callerAge is how long what is known of a process is believed: process numbers are used again, and a process can become another
 	// program.
 	callerAge = time.Second
@@ -35,6 +36,9 @@ type caller struct {
 	actor catalog.Actor
 	comm  string // of the thread: changes with exec
 	until time.Time
+	// name is /proc/TID/comm, kept open: reading it again is a tenth of opening it, and it never tells of another thread that got the
+	// number. -1: none. Used and closed under the shard's lock.
+	name int
 }
 
 func newCallers(proc string) *callers {
@@ -66,10 +70,13 @@ func (c *callers) actor(who gofuse.Caller) catalog.Actor {
 // since is noticed.
 func (c *callers) writer(who gofuse.Caller) catalog.Actor {
 	now := time.Now()
-	if e, ok := c.remembered(who, now); ok {
-		if comm, err := c.proc.comm(who.Pid); err == nil && comm == e.comm {
-			return e.actor
-		}
+	s := &c.shards[who.Pid%callerShards]
+	s.mu.Lock()
+	e, ok := s.seen[who.Pid]
+	ok = ok && now.Before(e.until) && e.actor.UID == who.Uid && c.proc.still(e)
+	s.mu.Unlock()
+	if ok {
+		return e.actor
 	}
 	return c.look(who, now)
 }
@@ -93,8 +100,33 @@ func (c *callers) look(who gofuse.Caller, now time.Time) catalog.Actor {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.seen) >= maxCallers {
+		for _, old := range s.seen {
+			old.forget()
+		}
 		clear(s.seen)
 	}
+	s.seen[who.Pid].forget()
 	s.seen[who.Pid] = e
 	return e.actor
+}
+
+// forget closes what e holds open.
+func (e caller) forget() {
+	if e.until.IsZero() || e.name < 0 {
+		return // never remembered
+	}
+	unix.Close(e.name)
+}
+
+// close lets go of everybody.
+func (c *callers) close() {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for _, e := range s.seen {
+			e.forget()
+		}
+		clear(s.seen)
+		s.mu.Unlock()
+	}
 }

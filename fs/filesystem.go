@@ -129,6 +129,7 @@ func (f *FileSystem) OnUnmount() {
 	for _, h := range f.handles.drain() {
 		h.Close(f.ctx)
 	}
+	f.callers.close()
 }
 
 // Requests is the number of requests answered so far, by the name that they have in the protocol.

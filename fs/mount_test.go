@@ -239,8 +239,10 @@ func TestRemount(t *testing.T) {
 		check(t, os.Remove(path("file")))
 		check(t, os.Remove(path("link")))
 		m.Remount()
-		if _, err := openHandle(m.Dir, *handle); err != unix.ESTALE {
+		fd, err := openHandle(m.Dir, *handle)
+		if err != unix.ESTALE {
 			t.Errorf("the handle of a removed file: %v, want %v", err, unix.ESTALE)
+			unix.Close(fd)
 		}
 	}
 }
@@ -441,4 +443,33 @@ func TestVirtualTree(t *testing.T) {
 		t.Errorf("cp out of the tree: %v %s", err, got)
 	}
 	wantContent(t, out, "in the tree")
+}
+
+// TestMountOptions: device nodes and set-id programs come into effect on root's request only.
+func TestMountOptions(t *testing.T) {
+	if !isRoot() {
+		return // nosuid and nodev cannot be lifted
+	}
+	m := fusetest.New(t, fusetest.Options{Kind: fusetest.Mem, Mount: []string{"suid", "dev", "noexec", "rw"}, Debug: true})
+	line := mountLine(t, m.Dir)
+	for word, want := range map[string]bool{"nosuid": false, "nodev": false, "noexec": true} {
+		if strings.Contains(line, word) != want {
+			t.Errorf("the mount table says %q; %s: want %v", line, word, want)
+		}
+	}
+	null := filepath.Join(m.Dir, "null")
+	check(t, unix.Mknod(null, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
+	f, err := os.OpenFile(null, os.O_WRONLY, 0)
+	check(t, err)
+	_, err = f.WriteString("into nothing")
+	check(t, errors.Join(err, f.Close()))
+	script := filepath.Join(m.Dir, "script")
+	check(t, os.WriteFile(script, []byte("#!/bin/sh\n"), 0o755))
+	if err := exec.Command(script).Run(); !errors.Is(err, unix.EACCES) {
+		t.Errorf("running a program of a noexec mount: %v", err)
+	}
+	m.Stop()
+	if !strings.Contains(m.Stderr(), "MKNOD") {
+		t.Error("with debugging on, requests are not logged")
+	}
 }

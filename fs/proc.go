@@ -74,10 +74,42 @@ func (p *procReader) comm(pid uint32) (name string, err error) {
 	return name, err
 }
 
-// describe finds out who a thread belongs to. What cannot be found stays empty.
+// maxComm is the longest name of a thread, with its line end.
+const maxComm = 64
+
+// openComm returns the name of a thread, and the file that it was read from, -1 when there is none.
+func (p *procReader) openComm(tid uint32) (string, int) {
+	fd, err := unix.Open(p.path(tid, "comm"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", -1
+	}
+	var buf [maxComm]byte
+	n, err := unix.Pread(fd, buf[:], 0)
+	if err != nil {
+		unix.Close(fd)
+		return "", -1
+	}
+	return clean(bytes.TrimSuffix(buf[:n], []byte("\n"))), fd
+}
+
+// still reports whether the thread lives and has the name that it had.
+func (p *procReader) still(e caller) bool {
+	if e.name < 0 {
+		return false
+	}
+	var buf [maxComm]byte
+	n, err := unix.Pread(e.name, buf[:], 0)
+	if err != nil {
+		return false
+	}
+	now := bytes.TrimSuffix(buf[:n], []byte("\n"))
+	return string(now) == e.comm || clean(now) == e.comm
+}
+
+// describe finds out who a thread belongs to. What cannot be found stays empty. The caller closes name.
 func (p *procReader) describe(tid, uid uint32) caller {
 	e := caller{actor: catalog.Actor{UID: uid, PID: tid}}
-	e.comm, _ = p.comm(tid)
+	e.comm, e.name = p.openComm(tid)
 	e.actor.Program = e.comm
 	if pid := p.process(tid); pid != tid {
 		e.actor.PID = pid
@@ -105,7 +137,7 @@ func (p *procReader) process(tid uint32) uint32 {
 		return tid
 	}
 	pid := tid
-	p.read(p.path(tid, "status"), func(b []byte) {
+	err := p.read(p.path(tid, "status"), func(b []byte) {
 		_, rest, ok := bytes.Cut(b, []byte("\nTgid:"))
 		if !ok {
 			return
@@ -115,6 +147,9 @@ func (p *procReader) process(tid uint32) uint32 {
 			pid = uint32(n)
 		}
 	})
+	if err != nil {
+		return tid // it is gone
+	}
 	return pid
 }
 
@@ -198,7 +233,9 @@ func (s *environScanner) value() string { return clean(s.got) }
 
 // container is the last part of the process's control group, when it says more than what every session has.
 func (p *procReader) container(pid uint32) (name string) {
-	p.read(p.path(pid, "cgroup"), func(b []byte) { name = cgroupName(string(b)) })
+	if err := p.read(p.path(pid, "cgroup"), func(b []byte) { name = cgroupName(string(b)) }); err != nil {
+		return "" // it is gone
+	}
 	return name
 }
 

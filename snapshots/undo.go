@@ -461,7 +461,7 @@ func (d *decider) decideInode(ino catalog.Ino, t *trail, b *binding) error {
 	if err != nil {
 		return err
 	}
-	p := ""
+	var p string
 	switch {
 	case b != nil:
 		p = b.path

@@ -5,7 +5,6 @@ package blobstoretest
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -23,7 +22,13 @@ func Data(seed uint64, n int, compressible bool) []byte {
 	b := make([]byte, n)
 	for i := 0; i < n; {
 		if compressible {
-			i += copy(b[i:], fmt.Sprintf("%04x: the agent wrote a line of its log\n", r.Uint32N(1<<16)))
+			line := "0000: the agent wrote a line of its log\n"
+			for k, v := 0, r.Uint32(); k < 4 && i+k < n; k++ {
+				b[i+k] = "0123456789abcdef"[v>>(4*k)&15]
+			}
+			if i += 4; i < n {
+				i += copy(b[i:], line[4:])
+			}
 			continue
 		}
 		v := r.Uint64()

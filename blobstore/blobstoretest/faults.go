@@ -58,7 +58,7 @@ func scenario(t *testing.T, s blobstore.Store) {
 		}
 	}
 	var items []blobstore.Item
-	for i := range 6 {
+	for i := range 6 { // batches are cut in half
 		items = append(items, ItemOf(Data(uint64(i), 300*i, true)))
 	}
 	again(func() error { return s.PutBatch(t.Context(), items) })
@@ -103,7 +103,8 @@ func scenario(t *testing.T, s blobstore.Store) {
 		}
 		return err
 	})
-	for ref := range stored {
+	for _, it := range items[4:] {
+		ref := it.Ref
 		again(func() error { return s.Verify(t.Context(), ref) })
 		again(func() error { _, err := s.Sidecar(t.Context(), ref.Hash); return err })
 	}

@@ -265,7 +265,7 @@ func (l *Log) syncRound() {
 	s.users++
 	l.mu.Unlock()
 	if err := s.datasync(); err != nil {
-		l.fail(err)
+		_ = l.fail(err) // whoever appends or syncs next is told
 	} else {
 		l.advance(last)
 	}

@@ -63,7 +63,7 @@ func withHoldfast(ctx context.Context, o limitOptions, base string, use func(t *
 	if err := s.Start(ctx); err != nil {
 		return err
 	}
-	return use(&turn{target: s, seed: 1, scale: fullScale(), log: o.log, root: os.Geteuid() == 0, sync: syncToDisk}, s)
+	return use(&turn{target: s, seed: 1, scale: fullScale(), log: o.log, root: os.Geteuid() == 0, sync: syncToDisk, look: quietEvery}, s)
 }
 
 // limitFiles makes many small files through the mount, by one worker, mounts the store anew and lets find walk it with a stat of each.

@@ -14,7 +14,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -115,18 +114,19 @@ func sourceState() (commit string, modified bool) {
 	return commit, modified
 }
 
-// sha256Rate is the speed of SHA-256 on one core in MiB/s: the best of three tries of 256 MiB, from memory that the processor has not cached.
-func sha256Rate() float64 {
-	b := randomBytes(1, cycleSize)
+// sha256Rate is the speed of SHA-256 on one core in MiB/s: the best of three tries of so many bytes, from a buffer that is larger than the processor's
+// own caches when n is.
+func sha256Rate(n int) float64 {
+	b := randomBytes(1, min(n, cycleSize))
 	best := 0.0
 	for range 3 {
-		start := time.Now()
+		start := now()
 		h := sha256.New()
-		for range 4 {
-			h.Write(b)
+		for left := n; left > 0; left -= len(b) {
+			h.Write(b[:min(left, len(b))])
 		}
 		h.Sum(nil)
-		best = max(best, 4*float64(len(b))/(1<<20)/time.Since(start).Seconds())
+		best = max(best, float64(n)/(1<<20)/seconds(now()-start))
 	}
 	return best
 }

@@ -9,18 +9,18 @@ import (
 
 func TestDiskBelow(t *testing.T) {
 	const info = `22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
-30 22 0:25 / /tmp rw shared:2 - tmpfs tmpfs rw
-31 22 0:26 / /tmp/x rw - xfs /dev/vdb rw
-32 22 0:27 / /tmp/x rw - btrfs /dev/vdc rw
+30 22 0:25 / /mnt rw shared:2 - tmpfs tmpfs rw
+31 22 0:26 / /mnt/x rw - xfs /dev/vdb rw
+32 22 0:27 / /mnt/x rw - btrfs /dev/vdc rw
 broken line
 `
 	for dir, want := range map[string]string{
 		"/home/me": "ext4 on /dev/vda",
-		"/tmp":     "tmpfs on tmpfs",
-		"/tmp/y/z": "tmpfs on tmpfs",
-		"/tmp/x/z": "btrfs on /dev/vdc",
-		"/tmp/xy":  "tmpfs on tmpfs",
-		"/tmpx":    "ext4 on /dev/vda",
+		"/mnt":     "tmpfs on tmpfs",
+		"/mnt/y/z": "tmpfs on tmpfs",
+		"/mnt/x/z": "btrfs on /dev/vdc",
+		"/mnt/xy":  "tmpfs on tmpfs",
+		"/mntx":    "ext4 on /dev/vda",
 	} {
 		if got, err := diskBelow(strings.NewReader(info), dir); err != nil || got != want {
 			t.Errorf("below %s: %q, %v, want %q", dir, got, err, want)

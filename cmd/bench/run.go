@@ -29,13 +29,14 @@ type runOptions struct {
 	scale    scale
 	root     bool                   // the kernel's caches can be dropped
 	sync     func(dir string) error // syncToDisk
+	look     time.Duration          // quietEvery
 	profile  string                 // folder for Holdfast's CPU profiles; empty: none
 	log      *slog.Logger
 }
 
 func runCommand(c *cli.Context) error {
 	o := runOptions{dir: c.String("dir"), rounds: c.Int("rounds"), quick: c.Bool("quick"), rates: !c.Bool("only-trips"),
-		trips: !c.Bool("no-trips"), targets: strings.Split(c.String("targets"), ","), root: os.Geteuid() == 0, scale: fullScale(), sync: syncToDisk, log: logger()}
+		trips: !c.Bool("no-trips"), targets: strings.Split(c.String("targets"), ","), root: os.Geteuid() == 0, scale: fullScale(), sync: syncToDisk, look: quietEvery, log: logger()}
 	var err error
 	if o.rows, err = regexp.Compile(c.String("rows")); err != nil {
 		return fmt.Errorf("--rows: %w", err)
@@ -117,7 +118,7 @@ func measure(ctx context.Context, o runOptions) (r *Result, err error) {
 	}
 	r.Notes = notes(r.Machine, o.root)
 	if o.rates {
-		r.SHA256 = sha256Rate()
+		r.SHA256 = sha256Rate(o.scale.hashed)
 		for i, w := range workloads() {
 			if !slices.ContainsFunc(w.rows, func(d rowDef) bool { return o.rows.MatchString(d.Name) }) {
 				continue
@@ -194,7 +195,7 @@ func takeTurn(ctx context.Context, t *turn, w workload) (values map[string]float
 
 // turn makes a turn of the named target, which counts its requests when count is set; what names it in profiles.
 func (o runOptions) turn(base, name, what string, count bool, seed uint64) (*turn, error) {
-	t := &turn{scale: o.scale, seed: seed, log: o.log, root: o.root, sync: o.sync}
+	t := &turn{scale: o.scale, seed: seed, log: o.log, root: o.root, sync: o.sync, look: o.look}
 	dir := filepath.Join(base, name)
 	switch name {
 	case nameExt4:
@@ -208,7 +209,7 @@ func (o runOptions) turn(base, name, what string, count bool, seed uint64) (*tur
 	default:
 		s := newHoldfast(dir, o.holdfast, o.log)
 		if o.profile != "" {
-			s.profile(filepath.Join(o.profile, fmt.Sprintf("%s-%d.pprof", what, seed%seedStride)))
+			s.profile(filepath.Join(o.profile, fmt.Sprintf("%s-%d", what, seed%seedStride)))
 		}
 		t.target = s
 	}

@@ -20,11 +20,15 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
+	// Under the race detector every process would sleep for a second before it ends.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")); err != nil {
+		panic(err)
+	}
 	os.Exit(m.Run())
 }
 
 func tinyScale() scale {
-	return scale{warmUp: 3, small: 40, stats: 100, reads: 100, lists: 1, fsyncs: 5, appends: 20, lines: 100, sustained: 1100,
+	return scale{hashed: 1 << 20, warmUp: 3, small: 40, stats: 100, reads: 100, lists: 1, fsyncs: 5, appends: 20, lines: 100, sustained: 1100,
 		large: 3 << 20, file4K: 1 << 20, writes4K: 20, max: time.Minute}
 }
 
@@ -36,7 +40,7 @@ func noSync(string) error { return nil }
 // TestMeasure runs all small rows on the disk and all rows but the slowest on a served filesystem, with little work.
 func TestMeasure(t *testing.T) {
 	dir := t.TempDir()
-	o := runOptions{dir: dir, rounds: 1, scale: tinyScale(), rates: true, trips: true, sync: noSync, log: quiet()}
+	o := runOptions{dir: dir, rounds: 1, scale: tinyScale(), rates: true, trips: true, sync: noSync, look: time.Millisecond, log: quiet()}
 	for targets, rows := range map[string]string{nameExt4: "", nameLoopback: "^(create-1|create-4|list-warm|append-open|large-write|stat-warm|list)$"} {
 		o.targets, o.rows = []string{targets}, regexp.MustCompile(rows)
 		r, err := measure(t.Context(), o)
@@ -69,7 +73,7 @@ func TestMeasure(t *testing.T) {
 // TestMeasureRounds: every round of every target is kept.
 func TestMeasureRounds(t *testing.T) {
 	o := runOptions{dir: t.TempDir(), rounds: 3, scale: tinyScale(), rates: true, targets: []string{nameExt4},
-		rows: regexp.MustCompile("^(append-open|create-settled)$"), sync: noSync, log: quiet()}
+		rows: regexp.MustCompile("^(append-open|create-settled)$"), sync: noSync, look: time.Millisecond, log: quiet()}
 	r, err := measure(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -127,6 +131,21 @@ func TestServerEnds(t *testing.T) {
 	}
 	if mounted(peer.mnt) {
 		t.Error("a killed server's mount is left")
+	}
+}
+
+// TestStopKills: a server that does not end by itself is killed, its connection aborted, and that is an error.
+func TestStopKills(t *testing.T) {
+	p, err := startProcess([]string{"sh", "-c", "trap '' TERM; echo " + readyWord + "; read forever"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if line := <-p.out.ch; line != readyWord {
+		t.Fatalf("it said %q", line)
+	}
+	aborted := false
+	if err := p.stop(0, func() { aborted = true }); err == nil || !aborted {
+		t.Errorf("stopped with %v, aborted %v", err, aborted)
 	}
 }
 

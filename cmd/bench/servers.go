@@ -34,7 +34,7 @@ func newPeer(name, base string, count bool, log *slog.Logger) (*served, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
-	s := &served{name: name, base: base, mnt: filepath.Join(base, "mnt"), log: log}
+	s := &served{name: name, base: base, mnt: filepath.Join(base, "mnt"), log: log, speaks: true}
 	if name == nameFloor {
 		s.argv = []string{self, "serve", name, s.mnt}
 		if count {
@@ -85,7 +85,7 @@ func serveCommand(c *cli.Context) error {
 	switch {
 	case len(a) == 3 && a[0] == nameLoopback:
 		go answer(cancel, func() map[string]uint64 { return nil })
-		return loopback.Serve(ctx, a[1], a[2], func() {})
+		return loopback.Serve(ctx, a[1], a[2], sayReady)
 	case len(a) == 2 && a[0] == nameFloor:
 		go answer(cancel, func() map[string]uint64 { return nil })
 		return serveFloor(ctx, a[1], false, slog.New(slog.DiscardHandler))
@@ -102,6 +102,7 @@ func serveFloor(ctx context.Context, mnt string, debug bool, log *slog.Logger) e
 	if err != nil {
 		return fmt.Errorf("serve the floor: %w", err)
 	}
+	sayReady()
 	end := context.AfterFunc(ctx, func() {
 		if err := s.Unmount(false); err != nil {
 			fmt.Fprintln(os.Stderr, "unmount the floor:", err)
@@ -111,6 +112,9 @@ func serveFloor(ctx context.Context, mnt string, debug bool, log *slog.Logger) e
 	s.Wait()
 	return nil
 }
+
+// sayReady needs no look at errors: who does not hear it ends this process.
+func sayReady() { fmt.Println(readyWord) }
 
 // requestLog counts the requests in the debug log of the protocol library, whose lines for what it receives read "rx 12: LOOKUP n1 ...".
 type requestLog struct {
@@ -177,9 +181,18 @@ func newHoldfast(base, program string, log *slog.Logger) *served {
 	return s
 }
 
-// profile has Holdfast write a CPU profile of its whole run to path.
-func (s *served) profile(path string) {
-	s.argv = slices.Insert(s.argv, 2, "-o", "cpuprofile="+path)
+// profile has Holdfast write a CPU profile of each of its processes: prefix.pprof for the first, prefix-restart1.pprof for the next, and so on.
+func (s *served) profile(prefix string) {
+	starts := 0
+	plain := s.argv
+	s.before = func() {
+		name := prefix
+		if starts > 0 {
+			name = fmt.Sprintf("%s-restart%d", prefix, starts)
+		}
+		starts++
+		s.argv = slices.Insert(slices.Clone(plain), 2, "-o", "cpuprofile="+name+".pprof")
+	}
 }
 
 // output runs a program to its end and reads its output as JSON into v, unless v is nil.

@@ -59,7 +59,9 @@ type served struct {
 	mnt      string // the mount point, in base
 	log      *slog.Logger
 	keeps    bool                                       // its content outlives the process
+	speaks   bool                                       // it says "ready" on its standard output when the mount can be used
 	argv     []string                                   // the serving process
+	before   func()                                     // called before it is started, unless nil
 	make     func(ctx context.Context, s *served) error // makes what argv needs, in base
 	counters func(ctx context.Context, s *served) (map[string]uint64, error)
 	proc     *process
@@ -90,6 +92,9 @@ func (s *served) Start(ctx context.Context) error {
 const mountLimit = 2 * time.Minute
 
 func (s *served) mount(ctx context.Context) error {
+	if s.before != nil {
+		s.before()
+	}
 	p, err := startProcess(s.argv)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", s.name, err)
@@ -97,22 +102,29 @@ func (s *served) mount(ctx context.Context) error {
 	s.proc = p
 	ctx, cancel := context.WithTimeoutCause(ctx, mountLimit, fmt.Errorf("%s was not mounted after %s", s.name, mountLimit))
 	defer cancel()
-	for tick := time.NewTicker(time.Millisecond); ; {
-		if mounted(s.mnt) {
-			tick.Stop()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		if !s.speaks && mounted(s.mnt) {
 			return nil
 		}
 		select {
+		case line := <-p.out.ch:
+			if s.speaks && line == readyWord {
+				return nil
+			}
 		case <-tick.C:
 		case <-p.done:
-			tick.Stop()
 			return fmt.Errorf("%s ended before it was mounted: %w", s.name, p.failure())
 		case <-ctx.Done():
-			tick.Stop()
 			return errors.Join(context.Cause(ctx), s.unmount())
 		}
 	}
 }
+
+// readyWord is what a server of this program says when its mount can be used. Looking at the mount is not enough: the protocol library opens a file
+// in it first, and a server that is killed with a file open in its own mount waits for itself.
+const readyWord = "ready"
 
 func (s *served) Restart(ctx context.Context) (bool, error) {
 	if !s.keeps {
@@ -139,7 +151,10 @@ func (s *served) unmount() error {
 	if s.proc == nil {
 		return nil
 	}
-	err := s.proc.stop(stopLimit)
+	err := s.proc.stop(stopLimit, func() {
+		// This aborts the connection, so that whoever waits for the server, itself included, gets an error. That it may be busy does not matter.
+		_ = unix.Unmount(s.mnt, unix.MNT_FORCE)
+	})
 	s.proc = nil
 	if mounted(s.mnt) {
 		out, e := exec.Command("fusermount3", "-u", "-z", s.mnt).CombinedOutput()
@@ -188,6 +203,7 @@ func startProcess(argv []string) (*process, error) {
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
+	p.cmd.WaitDelay = 10 * time.Second // for what its own children still hold open when it has ended
 	// Its own process group: an interrupt from the terminal reaches this program only, which then stops it in order.
 	p.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
@@ -209,8 +225,8 @@ func (p *process) failure() error {
 	return fmt.Errorf("%w: %s", p.err, p.stderr.String())
 }
 
-// stop sends SIGTERM and waits for the end; after limit it kills. An unclean end is an error.
-func (p *process) stop(limit time.Duration) error {
+// stop sends SIGTERM and waits for the end; after limit it kills and calls abort. An unclean end is an error.
+func (p *process) stop(limit time.Duration, abort func()) error {
 	_ = p.cmd.Process.Signal(unix.SIGTERM) // it may have ended already
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
@@ -218,6 +234,7 @@ func (p *process) stop(limit time.Duration) error {
 	case <-p.done:
 	case <-timer.C:
 		_ = p.cmd.Process.Kill()
+		abort()
 		<-p.done
 		return fmt.Errorf("it did not end within %s of SIGTERM and was killed: %s", limit, p.stderr.String())
 	}

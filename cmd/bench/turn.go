@@ -22,6 +22,7 @@ type turn struct {
 	log    *slog.Logger
 	root   bool                   // caches can be dropped
 	sync   func(dir string) error // syncToDisk
+	look   time.Duration          // between two looks whether the server rests: quietEvery
 }
 
 // begin starts the target and does a few operations of each kind, so that no lazily made thing of the server is timed.
@@ -77,7 +78,7 @@ func dropCaches(level int) error {
 
 const (
 	quietTicks = 4                     // so many looks in a row must see no processor time used
-	quietEvery = 30 * time.Millisecond // between two looks
+	quietEvery = 30 * time.Millisecond // between two looks, usually
 	quietLimit = 2 * time.Minute
 )
 
@@ -99,7 +100,7 @@ func (t *turn) settledAt(ctx context.Context) (int64, error) {
 		return now(), nil
 	}
 	limit := now() + int64(quietLimit)
-	tick := time.NewTicker(quietEvery)
+	tick := time.NewTicker(t.look)
 	defer tick.Stop()
 	last, err := cpuTicks(pid)
 	if err != nil {

@@ -56,6 +56,7 @@ type rowDef struct {
 
 // scale says how much is done in a turn.
 type scale struct {
+	hashed    int // bytes, for the speed of SHA-256
 	warmUp    int // operations of each kind before anything is timed
 	small     int // files of 1 KiB
 	stats     int
@@ -73,13 +74,13 @@ type scale struct {
 }
 
 func fullScale() scale {
-	return scale{warmUp: 200, small: 5000, stats: 250_000, reads: 50_000, lists: 60, coldLists: 5, fsyncs: 1000, appends: 5000, lines: 400_000,
+	return scale{hashed: 256 << 20, warmUp: 200, small: 5000, stats: 250_000, reads: 50_000, lists: 60, coldLists: 5, fsyncs: 1000, appends: 5000, lines: 400_000,
 		sustained: 50_000, large: fullLargeSize, file4K: fullWrite4KSize, writes4K: 20_000, max: 4 * time.Second}
 }
 
 // quickScale shows that everything works; its figures are rough.
 func quickScale() scale {
-	return scale{warmUp: 200, small: 1000, stats: 25_000, reads: 5000, lists: 10, coldLists: 2, fsyncs: 100, appends: 1000, lines: 40_000,
+	return scale{hashed: 256 << 20, warmUp: 200, small: 1000, stats: 25_000, reads: 5000, lists: 10, coldLists: 2, fsyncs: 100, appends: 1000, lines: 40_000,
 		sustained: 5000, large: quickLargeSize, file4K: quickWrite4KSize, writes4K: 4000, max: 2 * time.Second}
 }
 

@@ -28,7 +28,9 @@ const (
 	// controlGrace is how long it then waits for commands that it is still serving.
 	controlGrace = 30 * time.Second
 
-	// memoryLimit is where the garbage collector stops trading memory for speed, in bytes; see docs/usage.md for the measurement.
+	// memoryLimit is where the garbage collector stops trading memory for speed, in bytes of Go memory; SQLite's comes on top of it.
+	// Copying 4,355 files in, reading them, and streaming 700 MiB in and out peaked at 128 MiB resident with it (174 MiB with GOGC=200,
+	// 112 MiB with GOGC=50 and more CPU). GOMEMLIMIT in the environment overrules it.
 	memoryLimit = 192 << 20
 )
 
@@ -83,15 +85,20 @@ func (e *env) serve(ctx context.Context, m mountConfig) (err error) {
 	return nil
 }
 
-// harden sets the process up for a long life: modes are what callers say, as many files open as the system lets, bounded memory, and no claim
-// on the directory it was started in.
+// harden sets the process up for a long life: as many files open as the system lets, bounded memory, no claim on the directory it was started
+// in, and files in the store that are nobody else's business. The modes of what is made in the mount are rows of the catalog: the umask does
+// not reach them.
 func harden(log *slog.Logger) error {
-	unix.Umask(0)
+	unix.Umask(0o077)
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
 	if err := closeOnExec(); err != nil {
 		return err
+	}
+	// Started as /proc/self/exe, it would be called "exe".
+	if err := os.WriteFile("/proc/self/comm", []byte("holdfast"), 0); err != nil {
+		log.Warn("the process keeps its name", "error", err)
 	}
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {

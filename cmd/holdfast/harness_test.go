@@ -176,15 +176,20 @@ func mounted(t testing.TB, dir string) bool {
 	return false
 }
 
+// hang is when a test gives up on what never happens, so that it still cleans up.
+const hang = time.Minute
+
 // until waits for a condition that another process brings about.
 func until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), hang)
+	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !cond() {
 		select {
 		case <-tick.C:
-		case <-t.Context().Done():
+		case <-ctx.Done():
 			t.Fatalf("%s: it never happened", what)
 		}
 	}
@@ -193,7 +198,7 @@ func until(t testing.TB, what string, cond func() bool) {
 // gone waits until a process has ended.
 func gone(t testing.TB, pid int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), hang)
 	defer cancel()
 	if err := control.WaitProcess(ctx, pid); err != nil {
 		t.Fatalf("process %d goes on: %v", pid, err)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -262,8 +263,11 @@ func TestDaemonLetsGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
+	if err := os.Remove(p.store + "/catalog.db"); err != nil { // the daemon makes it again
+		t.Fatal(err)
+	}
 	cmd := command(t, "mount", p.store, p.dir)
-	cmd.ExtraFiles, cmd.Dir = []*os.File{w}, t.TempDir()
+	cmd.ExtraFiles, cmd.Dir = []*os.File{w, w, w}, t.TempDir() // more than one: the daemon's status pipe takes the place of the first
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out // Wait returns when all who hold these have gone
 	t.Cleanup(p.cleanUp)
@@ -271,6 +275,9 @@ func TestDaemonLetsGo(t *testing.T) {
 		t.Fatalf("%v: %s", err, out.String())
 	}
 	w.Close()
+	if err := r.SetReadDeadline(time.Now().Add(hang)); err != nil {
+		t.Fatal(err)
+	}
 	if n, err := r.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("the daemon holds a descriptor that it inherited: %d, %v", n, err)
 	}
@@ -281,6 +288,7 @@ func TestDaemonLetsGo(t *testing.T) {
 	if sid, err := unix.Getsid(pid); err != nil || sid != pid {
 		t.Errorf("the daemon %d is in session %d, %v", pid, sid, err)
 	}
+	wantText(t, "its name", read(t, fmt.Sprintf("/proc/%d/comm", pid)), "holdfast\n")
 	limits := read(t, fmt.Sprintf("/proc/%d/limits", pid))
 	for line := range strings.Lines(limits) {
 		if f := strings.Fields(line); strings.HasPrefix(line, "Max open files") && f[3] != f[4] {

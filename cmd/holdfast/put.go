@@ -33,8 +33,10 @@ Example: holdfast put report.json ~/store:/tasks/report.json`,
 func (e *env) runPut(ctx context.Context, c *cli.Context) error {
 	name := c.Args().Get(0)
 	mode := uint32(0o644)
-	var src io.Reader = e.stdin
-	if name != "-" {
+	var src io.Reader
+	if name == "-" {
+		src = interruptible(ctx, e.stdin)
+	} else {
 		f, err := os.Open(name)
 		if err != nil {
 			return err
@@ -50,7 +52,7 @@ func (e *env) runPut(ctx context.Context, c *cli.Context) error {
 		if st.Mode().IsRegular() {
 			mode = uint32(st.Mode().Perm())
 		}
-		src = f
+		src = interruptible(ctx, f)
 	}
 	if text := c.String("mode"); text != "" {
 		m, err := strconv.ParseUint(text, 8, 32)
@@ -98,4 +100,22 @@ func destination(ctx context.Context, ops control.Ops, t target, src string) (st
 		return "", explain(t, err)
 	}
 	return t.path, nil
+}
+
+// interruptible is r, but for a Read that fails when ctx ends: a pipe or a terminal may never yield anything, and an interrupt must not
+// wait for it.
+func interruptible(ctx context.Context, r io.Reader) io.Reader {
+	if f, ok := r.(*os.File); ok {
+		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
+			return r
+		}
+	}
+	out, in := io.Pipe()
+	context.AfterFunc(ctx, func() { in.CloseWithError(ctx.Err()) })
+	go func() {
+		// No error gets lost: CloseWithError hands it to the reader, nil as the end of the file.
+		_, err := io.CopyBuffer(in, struct{ io.Reader }{r}, make([]byte, 128<<10))
+		in.CloseWithError(err)
+	}()
+	return out
 }

@@ -155,7 +155,7 @@ func writeStatus(out io.Writer, st control.Status) error {
 	if st.OldestVersion != nil {
 		row("oldest version", "%s", formatTime(*st.OldestVersion))
 	}
-	row("contents", "%d blobs of %s, stored in %s", st.Blobs, formatBytes(st.UniqueBytes), formatBytes(st.StoredBytes))
+	row("contents", "%s in all versions, %s in %d blobs after deduplication, stored in %s", formatBytes(st.VersionBytes), formatBytes(st.UniqueBytes), st.Blobs, formatBytes(st.StoredBytes))
 	row("journal", "%s, %d records, %d on stable storage", formatBytes(st.JournalBytes), st.JournalSeq, st.SyncedSeq)
 	if st.OpenFiles > 0 {
 		row("open", "%d files, %s not yet a version", st.OpenFiles, formatBytes(st.StagedBytes))

@@ -13,6 +13,7 @@ import (
 	"unicode"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"holdfast/catalog"
 	"holdfast/internal/control"
@@ -140,6 +141,9 @@ func realPath(dir string) (string, error) {
 // open reaches the store: through its daemon when it is mounted, else by opening it, which only one command can do at a time.
 func (e *env) open(ctx context.Context, store string, readOnly bool) (control.Ops, error) {
 	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	// What opening makes in the store is for its owner only; what get makes elsewhere is not concerned.
+	umask := unix.Umask(0o077)
+	defer unix.Umask(umask)
 	ops, err := control.Dial(ctx, store, control.DialOptions{ReadOnly: readOnly, Log: log})
 	if err != nil {
 		return nil, explainLock(err, store)

@@ -15,7 +15,11 @@ import (
 func TestKillLosesNothingClosed(t *testing.T) {
 	for _, storage := range []string{"file", "hybrid", "database"} {
 		t.Run(storage, func(t *testing.T) {
-			const writers, rounds = 4, 8
+			const writers = 4
+			rounds := 8
+			if raceBuild {
+				rounds = 3
+			}
 			rnd := newRand(t)
 			m := newMount(t, placeOptions{storage: storage})
 			m.start()
@@ -99,7 +103,11 @@ func TestWritersModel(t *testing.T) {
 	w := newWriter(filepath.Join(p.dir, "w"), rnd.Uint64(), true, byClose)
 	must(t, os.MkdirAll(w.dir, 0o755))
 	must(t, w.openLog())
-	for i := range 800 {
+	ops := 800
+	if raceBuild {
+		ops = 100
+	}
+	for i := range ops {
 		if err := w.step(); err != nil {
 			t.Fatalf("operation %d, %s: %v", i, w.what, err)
 		}

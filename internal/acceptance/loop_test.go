@@ -26,7 +26,7 @@ func newDisk(t *testing.T, mib int64) *disk {
 	must(t, f.Truncate(mib<<20))
 	must(t, f.Close())
 	must(t, os.Mkdir(d.dir, 0o755))
-	command{}.run(t, "mkfs.ext4", "-q", "-F", "-m", "0", d.image)
+	command{}.run(t, "mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", d.image) // small disks get smaller blocks than real ones
 	t.Cleanup(func() { unix.Unmount(d.dir, unix.MNT_DETACH) })
 	d.attach()
 	return d

@@ -53,6 +53,9 @@ func runTests(m *testing.M) int {
 	if raceBuild {
 		args = append(args, "-race")
 		env = append(os.Environ(), "CGO_ENABLED=1")
+		if os.Getenv("GORACE") == "" {
+			os.Setenv("GORACE", "atexit_sleep_ms=50") // for the daemons, which else wait a second before they end
+		}
 	}
 	cmd := exec.Command("go", append(args, "holdfast/cmd/holdfast")...)
 	cmd.Env = env

@@ -66,9 +66,9 @@ func (f *filler) check(when string) {
 func TestFullDisk(t *testing.T) {
 	for _, storage := range []string{"file", "hybrid", "database"} {
 		t.Run(storage, func(t *testing.T) {
-			d := newDisk(t, 96)
+			d := newDisk(t, 160)
 			ballast := filepath.Join(d.dir, "ballast")
-			must(t, os.WriteFile(ballast, make([]byte, 24<<20), 0o644))
+			must(t, os.WriteFile(ballast, make([]byte, 64<<20), 0o644))
 			m := newMount(t, placeOptions{storage: storage, parent: d.dir})
 			m.start()
 			f := &filler{t: t, dir: filepath.Join(m.dir, "tasks"), rnd: newRand(t), closed: map[string][]byte{}}

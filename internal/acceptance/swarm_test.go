@@ -224,8 +224,14 @@ func TestClaims(t *testing.T) {
 const (
 	stormWorkers = 8
 	stormDirs    = 4
-	stormOps     = 600
 )
+
+func stormOps() int {
+	if raceBuild {
+		return 150
+	}
+	return 600
+}
 
 // storm makes, replaces, renames, links and removes files of its own names in directories that all share, and prints what it left.
 func storm(dir string, id int) error {
@@ -234,7 +240,7 @@ func storm(dir string, id int) error {
 	path := func() string {
 		return fmt.Sprintf("d%d/w%d-%d", rnd.IntN(stormDirs), id, rnd.IntN(40))
 	}
-	for i := range stormOps {
+	for i := range stormOps() {
 		name, other := path(), path()
 		content, exists := have[name]
 		var err error
@@ -329,16 +335,21 @@ func TestStorm(t *testing.T) {
 	check()
 }
 
-const (
-	openWorkers = 4
-	openEach    = 5000
-)
+const openWorkers = 4
+
+// openEach is how many files each worker holds open. The daemon is ten times as slow under the race detector.
+func openEach() int {
+	if raceBuild {
+		return 200
+	}
+	return 5000
+}
 
 func openName(dir string, id, i int) string { return filepath.Join(dir, fmt.Sprintf("%d-%d", id, i)) }
 
 // holdOpen opens its files, with unwritten data in each, says so, and writes the rest when all the others hold theirs.
 func holdOpen(dir string, id int, stdin io.Reader, stdout io.Writer) error {
-	files := make([]*os.File, openEach)
+	files := make([]*os.File, openEach())
 	for i := range files {
 		f, err := os.OpenFile(openName(dir, id, i), os.O_CREATE|os.O_RDWR, 0o644)
 		if err != nil {
@@ -393,7 +404,7 @@ func TestManyOpenFiles(t *testing.T) {
 	}
 	for range openWorkers {
 		if err := <-opened; err != nil {
-			t.Errorf("a worker could not open its %d files: %v", openEach, err)
+			t.Errorf("a worker could not open its %d files: %v", openEach(), err)
 		}
 	}
 	for _, g := range gates {
@@ -404,7 +415,7 @@ func TestManyOpenFiles(t *testing.T) {
 	}
 	p.reopen()
 	for id := range openWorkers {
-		for i := range openEach {
+		for i := range openEach() {
 			got, err := os.ReadFile(openName(p.dir, id, i))
 			must(t, err)
 			if string(got) != "first half "+strconv.Itoa(i) {

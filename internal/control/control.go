@@ -84,6 +84,7 @@ type Status struct {
 	Directories   int64      `json:"directories"`
 	Versions      int64      `json:"versions"`
 	OldestVersion *time.Time `json:"oldest_version"` // nil when there is no version
+	VersionBytes  int64      `json:"version_bytes"`  // of all versions, each counted whole
 	Blobs         int64      `json:"blobs"`
 	UniqueBytes   int64      `json:"unique_bytes"` // of all versions, after deduplication
 	StoredBytes   int64      `json:"stored_bytes"` // of all versions, after deduplication and compression

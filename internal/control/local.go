@@ -51,7 +51,7 @@ func (l *Local) Status(ctx context.Context) (Status, error) {
 	out := Status{
 		Store: l.vol.Dir(), ID: set.StoreID, Format: set.Format, Storage: set.Storage, Created: set.Created.UTC(),
 		Files: st.Files, Directories: st.Dirs, Versions: st.Versions,
-		Blobs: st.Blobs.Blobs, UniqueBytes: st.Blobs.PlainBytes, StoredBytes: st.Blobs.StoredBytes,
+		VersionBytes: st.VersionBytes, Blobs: st.Blobs.Blobs, UniqueBytes: st.Blobs.PlainBytes, StoredBytes: st.Blobs.StoredBytes,
 		JournalBytes: st.JournalBytes, JournalSeq: uint64(st.Seq), SyncedSeq: uint64(st.Synced),
 		OpenFiles: st.OpenFiles, StagedBytes: st.Staged, Problems: []string{},
 	}

@@ -66,7 +66,7 @@ func Listen(ctx context.Context, store string, ops Ops, log *slog.Logger) (*Serv
 	go func() {
 		defer close(s.done)
 		if err := s.http.Serve(newLimit(ln, maxConns)); err != nil && !errors.Is(err, http.ErrServerClosed) {
-			log.Error("the control socket has stopped", "err", err)
+			log.Error("the control socket has stopped", "error", err)
 		}
 	}()
 	return s, nil
@@ -158,7 +158,7 @@ func serveProfile(w http.ResponseWriter, r *http.Request) bool {
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	wire, status := toWire(err)
 	if status >= http.StatusInternalServerError {
-		s.log.Warn("a control request failed", "method", r.Method, "request", r.URL.Path, "err", err)
+		s.log.Warn("a control request failed", "method", r.Method, "request", r.URL.Path, "error", err)
 	}
 	s.send(w, status, wire)
 }
@@ -174,14 +174,14 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, v any, err error
 func (s *Server) send(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		s.log.Error("an answer could not be encoded", "err", err)
+		s.log.Error("an answer could not be encoded", "error", err)
 		status, body = http.StatusInternalServerError, []byte(`{"error":"the answer could not be encoded","code":"other"}`)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", fmt.Sprint(len(body)))
 	w.WriteHeader(status)
 	if _, err := w.Write(body); err != nil {
-		s.log.Debug("the caller has gone", "err", err)
+		s.log.Debug("the caller has gone", "error", err)
 	}
 }
 
@@ -215,7 +215,7 @@ func stream[T any](s *Server, w http.ResponseWriter, r *http.Request, run func(s
 		last.Error = &wire
 	}
 	if err := errors.Join(enc.Encode(last), buf.Flush()); err != nil {
-		s.log.Debug("the caller has gone", "err", err)
+		s.log.Debug("the caller has gone", "error", err)
 	}
 }
 
@@ -248,7 +248,7 @@ func (s *Server) get(w http.ResponseWriter, r *http.Request, q request) {
 			text = []byte(`{"error":"the content was broken off","code":"other"}`)
 		}
 		w.Header().Set(trailerError, string(text))
-		s.log.Warn("a content was broken off", "path", q.path, "err", err)
+		s.log.Warn("a content was broken off", "path", q.path, "error", err)
 	case !out.sent:
 		w.WriteHeader(http.StatusOK)
 	}
@@ -268,7 +268,7 @@ func (s *Server) put(w http.ResponseWriter, r *http.Request, q request) {
 	s.fail(w, r, err)
 	if full == nil && rc.Flush() == nil {
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
-			s.log.Debug("the caller has gone", "err", err)
+			s.log.Debug("the caller has gone", "error", err)
 		}
 	}
 }

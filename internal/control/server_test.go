@@ -287,7 +287,8 @@ func TestPutThatFailsInTheMiddle(t *testing.T) {
 	put(t, m, "/f", []byte("old"))
 	c := serve(t, t.TempDir(), m)
 	endless := readerFunc(func(p []byte) (int, error) { return len(p), nil })
-	for _, after := range []int64{0, 1, 10 << 20} {
+	for i := range 60 { // the answer is lost now and then when the server does not take care
+		after := []int64{0, 1, 1 << 20}[i%3]
 		m.failPut, m.failAfter = fmt.Errorf("/f: %w", unix.ENOSPC), after
 		if _, err := c.Put(t.Context(), me(), "/f", 0o644, endless); !errors.Is(err, catalog.ErrNoSpace) {
 			t.Errorf("after %d bytes: %v", after, err)
@@ -427,14 +428,12 @@ func TestManyConnections(t *testing.T) {
 			accepted <- c
 		}
 	}()
-	var conns []net.Conn
 	for range 3 {
 		c, err := net.Dial("unix", ln.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		conns = append(conns, c)
 	}
 	first, second := <-accepted, <-accepted
 	select {

@@ -69,9 +69,6 @@ func (d socketDir) listen(ctx context.Context) (*net.UnixListener, error) {
 	}
 	ul := ln.(*net.UnixListener)
 	ul.SetUnlinkOnClose(false)
-	if err := unix.Fchmodat(int(d.dir.Fd()), SocketName, 0o600, 0); err != nil {
-		return nil, errors.Join(&os.PathError{Op: "chmod", Path: SocketName, Err: err}, ul.Close())
-	}
 	return ul, nil
 }
 

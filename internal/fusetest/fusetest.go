@@ -456,17 +456,18 @@ func failed(err error) answer {
 
 func (s *served) unmount(ctx context.Context) error {
 	err := s.srv.Unmount(false)
-	if errors.Is(err, fs.ErrBusy) {
-		// The test has left something open; that is its business, but it must not hang here.
-		err = s.srv.Unmount(true)
-	}
-	if errors.Is(err, fs.ErrNotMounted) {
-		err = nil
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrBusy):
+		// The test has left something open, perhaps because it failed. It waits for this process, so this process cannot wait for it: the
+		// end of the process is the end of what is open.
+		if err := s.srv.Unmount(true); err != nil {
+			return err
+		}
+	case err == nil, errors.Is(err, fs.ErrNotMounted):
+		s.srv.Wait()
+	default:
 		return err
 	}
-	s.srv.Wait()
 	if s.vol != nil {
 		return s.vol.Close(ctx)
 	}

@@ -37,7 +37,7 @@ func (c *Conn) transaction(begin string, fn func(*Conn) error) error {
 		if !committed && !c.c.AutocommitEnabled() {
 			c.ctx = nil
 			c.rest()
-			c.Prep("ROLLBACK").Exec() // a failure leaves the transaction open, which give sees
+			_ = c.Prep("ROLLBACK").Exec() // a failure leaves the transaction open, which give sees
 		}
 	}()
 	if err := fn(c); err != nil {

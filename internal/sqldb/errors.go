@@ -31,6 +31,10 @@ func mapErr(path string, err error) error {
 	switch code.ToPrimary() {
 	case sqlite.ResultCorrupt, sqlite.ResultNotADB:
 		sentinel = ErrCorrupt
+	case sqlite.ResultError:
+		// The statements are constants that fit the schema. SQLite refuses one only when the file's header or schema says
+		// something else: "unsupported file format", "no such column".
+		sentinel = ErrCorrupt
 	case sqlite.ResultFull:
 		sentinel = ErrFull
 	case sqlite.ResultIOErr:

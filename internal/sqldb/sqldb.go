@@ -101,6 +101,8 @@ type DB struct {
 	done      chan struct{} // closed by Close
 	closing   atomic.Bool
 
+	fdatasync func(fd int) error // the system call; tests watch it
+
 	syncMu  sync.Mutex
 	walSeen uint64 // inode of the log whose name is known to be durable
 }
@@ -122,7 +124,8 @@ func Open(ctx context.Context, opt Options) (*DB, error) {
 	case err != nil && !isNew:
 		return nil, err
 	}
-	db := &DB{opt: opt, writer: make(chan *Conn, 1), readers: make(chan *Conn, opt.Readers), done: make(chan struct{})}
+	db := &DB{opt: opt, writer: make(chan *Conn, 1), readers: make(chan *Conn, opt.Readers), done: make(chan struct{}),
+		fdatasync: unix.Fdatasync}
 	for range opt.Readers {
 		db.readers <- nil
 	}
@@ -368,7 +371,7 @@ func (db *DB) Sync(ctx context.Context) error {
 		return err
 	}
 	defer f.Close()
-	if err := unix.Fdatasync(int(f.Fd())); err != nil {
+	if err := db.fdatasync(int(f.Fd())); err != nil {
 		return fmt.Errorf("sync %s: %w", f.Name(), err)
 	}
 	var st unix.Stat_t

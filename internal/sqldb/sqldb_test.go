@@ -302,6 +302,27 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+func TestSyncSyncsTheLog(t *testing.T) {
+	db := openTest(t, filepath.Join(t.TempDir(), "a.db"), nil)
+	if err := db.Write(t.Context(), func(c *Conn) error { return put(c, 1, nil) }); err != nil {
+		t.Fatal(err)
+	}
+	var synced []string
+	fail := error(nil)
+	db.fdatasync = func(fd int) error {
+		path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+		synced = append(synced, filepath.Base(path))
+		return errors.Join(err, fail)
+	}
+	if err := db.Sync(t.Context()); err != nil || len(synced) != 1 || synced[0] != "a.db-wal" {
+		t.Errorf("synced %v, %v", synced, err)
+	}
+	fail = unix.EIO
+	if err := db.Sync(t.Context()); !errors.Is(err, unix.EIO) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestReadOnlyMedium(t *testing.T) {
 	dir := t.TempDir()
 	p := filepath.Join(dir, "a.db")

@@ -35,7 +35,7 @@ func (h *Handle) Allocate(ctx context.Context, mode uint32, off, n int64) error 
 		if err != nil {
 			return err
 		}
-		if grow := max(0, off+n-size); uint64(grow) > st.Bavail*uint64(st.Bsize) {
+		if uint64(n) > st.Bavail*uint64(st.Bsize) {
 			return fmt.Errorf("allocate %d bytes: %w", n, catalog.ErrNoSpace)
 		}
 		if keep || off+n <= size {

@@ -25,6 +25,7 @@ type file struct {
 	known atomic.Bool
 	// changedSince is when the oldest change that is not committed was made, in Unix nanoseconds; 0 when there is none.
 	changedSince atomic.Int64
+	changedLast  atomic.Int64 // when the newest of them was made
 
 	mu     sync.RWMutex
 	loaded bool    // base holds the committed content
@@ -136,7 +137,9 @@ func (f *file) load(ctx context.Context) error {
 // changed notes that something is to be committed. mu is held for writing.
 func (f *file) changed(h *Handle) {
 	f.who, f.emptied, f.writers.last = h.who, false, h
-	f.changedSince.CompareAndSwap(0, time.Now().UnixNano())
+	now := time.Now().UnixNano()
+	f.changedLast.Store(now)
+	f.changedSince.CompareAndSwap(0, now)
 }
 
 // OpenFlags say what a handle is for.

@@ -65,18 +65,28 @@ func (v *Volume) WritePath(ctx context.Context, who catalog.Actor, gid uint32, p
 		return catalog.Inode{}, err
 	}
 	temp := ".holdfast-put-" + hex.EncodeToString(suffix)
-	row, h, err := v.CreateFile(ctx, who, parent.Ino, temp, n, OpenFlags{Write: true})
+	row, h, err := v.Tmpfile(ctx, who, parent.Ino, n, OpenFlags{Write: true})
 	if err != nil {
 		return row, fmt.Errorf("%s: %w", p, err)
 	}
-	err = v.fill(ctx, h, r)
+	// It has no name while it is filled: a process that is killed then leaves nothing behind.
+	named := false
+	if err = v.fill(ctx, h, r); err == nil {
+		_, err = v.Link(ctx, who, row.Ino, parent.Ino, temp)
+		named = err == nil
+	}
+	if err == nil {
+		err = h.Fsync(ctx, false)
+	}
 	h.Close(ctx)
 	if err == nil {
 		_, err = v.Rename(ctx, who, parent.Ino, temp, parent.Ino, name, 0)
 	}
 	if err != nil {
-		if _, undo := v.Unlink(context.WithoutCancel(ctx), who, parent.Ino, temp); undo != nil {
-			v.log.Warn("cannot remove a temporary file", "name", temp, "error", undo)
+		if named {
+			if _, undo := v.Unlink(context.WithoutCancel(ctx), who, parent.Ino, temp); undo != nil {
+				v.log.Warn("cannot remove a temporary file", "name", temp, "error", undo)
+			}
 		}
 		return row, fmt.Errorf("%s: %w", p, err)
 	}
@@ -87,23 +97,23 @@ func (v *Volume) WritePath(ctx context.Context, who catalog.Actor, gid uint32, p
 	return v.Get(ctx, row.Ino)
 }
 
+// fill stages all that r yields, and makes an empty file a version, too.
 func (v *Volume) fill(ctx context.Context, h *Handle, r io.Reader) error {
 	buf := v.buffers.Get().(*[]byte)
 	defer v.buffers.Put(buf)
 	for off := int64(0); ; {
-		n, err := io.ReadFull(r, *buf)
+		n, err := r.Read(*buf)
 		if n > 0 {
 			if _, err := h.WriteAt(ctx, (*buf)[:n], off, WriteFlags{}); err != nil {
 				return err
 			}
 			off += int64(n)
 		}
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			// An empty file is a version, too.
+		if err == io.EOF { // not errors.Is: a wrapped EOF is a content that broke off
 			h.f.mu.Lock()
 			h.f.changed(h)
 			h.f.mu.Unlock()
-			return h.Fsync(ctx, false)
+			return nil
 		}
 		if err != nil {
 			return err

@@ -54,24 +54,28 @@ type Settings struct {
 	Retention []Retention `toml:"retention,omitempty" json:"retention,omitempty"`
 }
 
+func (s Settings) id() (id [16]byte, err error) {
+	if len(s.StoreID) != hex.EncodedLen(len(id)) {
+		return id, fmt.Errorf("%w: store_id is not 32 hexadecimal digits", ErrFormat)
+	}
+	if _, err := hex.Decode(id[:], []byte(s.StoreID)); err != nil {
+		return id, fmt.Errorf("%w: store_id: %w", ErrFormat, err)
+	}
+	return id, nil
+}
+
 func (s Settings) validate() error {
 	if s.Format < 1 || s.Format > Format {
 		return fmt.Errorf("%w: it has format %d, this program reads up to %d", ErrFormat, s.Format, Format)
 	}
-	if id, err := hex.DecodeString(s.StoreID); err != nil || len(id) != 16 {
-		return fmt.Errorf("%w: store_id is not 32 hexadecimal digits", ErrFormat)
+	if _, err := s.id(); err != nil {
+		return err
 	}
 	switch s.Storage {
 	case StorageFile, StorageDatabase, StorageHybrid:
 		return validateRetention(s.Retention)
 	}
 	return fmt.Errorf("%w: storage %q is none of file, database, hybrid", ErrFormat, s.Storage)
-}
-
-func (s Settings) id() [16]byte {
-	var id [16]byte
-	hex.Decode(id[:], []byte(s.StoreID)) // validated when it was read
-	return id
 }
 
 // ReadSettings reads the settings of the store in dir. ErrNoStore when there is none.

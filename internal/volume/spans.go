@@ -86,9 +86,6 @@ func (m spanMap) before(off int64) (span, bool) {
 	return found, ok
 }
 
-// last returns the span with the greatest start.
-func (m spanMap) last() (span, bool) { return m.tree.Max() }
-
 // walk calls fn for each part of [from, to) that a span covers, in order, until fn returns false. fn must not change the map.
 func (m spanMap) walk(from, to int64, fn func(span) bool) {
 	if from >= to {

@@ -28,8 +28,11 @@ const (
 	stagingDir = "staging"
 	lockFile   = "lock"
 
-	// autoCommit is how long the changes of a file that stays open may wait for a close or fsync.
-	autoCommit = 5 * time.Second
+	// autoCommit is how long the changes of a file that stays open may wait for a close or fsync, and longAutoCommit how long when it is being
+	// written all the time: a stream is not cut into pieces that nobody asked for.
+	autoCommit     = 5 * time.Second
+	longAutoCommit = 30 * time.Second
+	quiet          = time.Second
 )
 
 // LockedError says who has the store open; errors.Is(err, ErrLocked) holds.
@@ -104,7 +107,7 @@ func open(ctx context.Context, opt Options, s Settings) (_ *Volume, err error) {
 	}
 	defer func() {
 		if err != nil {
-			v.release(ctx)
+			err = errors.Join(err, v.release(ctx))
 		}
 	}()
 	if v.lock, err = takeLock(dir, opt.ReadOnly); err != nil {
@@ -119,9 +122,18 @@ func open(ctx context.Context, opt Options, s Settings) (_ *Volume, err error) {
 	if err != nil {
 		return nil, err
 	}
-	v.cat, err = catalog.Open(ctx, catalog.Options{Dir: dir, StoreID: s.id(), Blobs: v.blobs, ReadOnly: opt.ReadOnly, Log: opt.Log})
+	id, err := s.id()
 	if err != nil {
 		return nil, err
+	}
+	v.cat, err = catalog.Open(ctx, catalog.Options{Dir: dir, StoreID: id, Blobs: v.blobs, ReadOnly: opt.ReadOnly, Log: opt.Log})
+	if err != nil {
+		return nil, err
+	}
+	if !opt.ReadOnly {
+		if err := takeReserve(dir); err != nil {
+			return nil, err
+		}
 	}
 	v.merges.init()
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -152,7 +164,11 @@ func takeLock(dir string, shared bool) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
 	if !shared {
-		if err := f.Truncate(0); err == nil {
+		err := releaseReserve(dir)
+		if err == nil {
+			err = f.Truncate(0)
+		}
+		if err == nil {
 			_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 		}
 		if err != nil {
@@ -226,6 +242,9 @@ func (v *Volume) release(ctx context.Context) error {
 		errs = append(errs, v.blobs.Close())
 	}
 	if v.lock != nil {
+		if !v.readOnly && v.settings.StoreID != "" {
+			errs = append(errs, takeReserve(v.dir))
+		}
 		errs = append(errs, v.lock.Close())
 	}
 	return errors.Join(errs...)
@@ -302,7 +321,7 @@ func (v *Volume) commitOld(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			for _, f := range v.changedBefore(now.Add(-autoCommit)) {
+			for _, f := range v.waiting(now) {
 				if err := f.commit(ctx, commitIdle); err != nil && ctx.Err() == nil {
 					v.log.Error("cannot save the changes of an open file; trying again", "inode", f.ino, "error", err)
 				}
@@ -316,12 +335,18 @@ func (v *Volume) commitOld(ctx context.Context) {
 	}
 }
 
-func (v *Volume) changedBefore(t time.Time) []*file {
+// waiting lists the files whose changes have waited long enough.
+func (v *Volume) waiting(now time.Time) []*file {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	var old []*file
 	for _, f := range v.files {
-		if since := f.changedSince.Load(); since != 0 && since < t.UnixNano() {
+		since := f.changedSince.Load()
+		if since == 0 {
+			continue
+		}
+		age, calm := now.Sub(time.Unix(0, since)), now.Sub(time.Unix(0, f.changedLast.Load()))
+		if age > longAutoCommit || age > autoCommit && calm > quiet {
 			old = append(old, f)
 		}
 	}
