@@ -146,6 +146,10 @@ type Stats struct {
 	LastError     error     `json:"-"`          // why catalog.db or the blobstore lags behind at the moment; nil when neither does
 	Damage        []error   `json:"-"`          // what Open found damaged and worked around
 	NextIno       Ino       `json:"next_inode"` // the number that the next inode gets
+	Snapshots     int       `json:"snapshots"`
+	Horizon       Seq       `json:"horizon"` // every moment since is kept: see Catalog.Horizon
+	// HistoryBytes is the content, in bytes of ranges of files, that only the past had when the history was thinned last; -1 before that.
+	HistoryBytes int64 `json:"history_bytes"`
 }
 
 // Catalog is an open catalog. All methods may be called concurrently. One process at a time may have a store's catalog open
@@ -181,11 +185,13 @@ type Catalog struct {
 	app  applier
 	pins pins
 
-	pruneMu     sync.Mutex // held by the one Prune in progress, before all other locks; guards what follows
-	pruneDebt   int64      // of rows that went since the last compaction
-	pruneCursor Seq        // up to here files were looked at for too many versions
+	pruneTurn   chan struct{} // holds a token while a Prune or Compact is in progress, which comes before all locks; guards what follows
+	pruneDebt   int64         // of rows that went since the last compaction
+	pruneCursor Seq           // up to here files were looked at for too many versions
 	pruneLimits map[string]int
 	retry       map[Ino]struct{} // inodes of which something could not go
+
+	historyBytes atomic.Int64
 
 	damage  []error // set by Open only
 	corrupt atomic.Bool

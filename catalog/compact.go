@@ -43,8 +43,12 @@ func (c *Catalog) Compact(ctx context.Context, force bool, pause func(context.Co
 	if pause == nil {
 		pause = func(ctx context.Context) error { return ctx.Err() }
 	}
-	c.pruneMu.Lock()
-	defer c.pruneMu.Unlock()
+	select {
+	case c.pruneTurn <- struct{}{}:
+		defer func() { <-c.pruneTurn }()
+	case <-ctx.Done():
+		return rep, ctx.Err()
+	}
 	for {
 		left, err := c.db.Shrink(ctx, shrinkPages)
 		if err != nil {
@@ -135,7 +139,7 @@ func (c *Catalog) compactSegment(ctx context.Context, s journal.SegmentInfo, cov
 		}
 	}
 	if err != nil {
-		return err
+		return failed("compact", err)
 	}
 	if saved := res.Before - res.After; saved > 0 {
 		rep.Segments, rep.JournalBytes = rep.Segments+1, rep.JournalBytes+saved

@@ -29,7 +29,8 @@ const (
 // ErrDamaged when that is not enough. The caller closes it, and closes o.Blobs afterwards.
 func Open(ctx context.Context, o Options) (*Catalog, error) {
 	o.setDefaults()
-	c := &Catalog{opt: o, log: o.Log, blobs: o.Blobs, paths: make(map[Ino]string), pins: newPins()}
+	c := &Catalog{opt: o, log: o.Log, blobs: o.Blobs, paths: make(map[Ino]string), pins: newPins(), pruneTurn: make(chan struct{}, 1)}
+	c.historyBytes.Store(-1)
 	if err := c.open(ctx); err != nil {
 		if c.db != nil {
 			c.db.Close()
@@ -572,5 +573,9 @@ func (c *Catalog) Stats(ctx context.Context) (Stats, error) {
 	}
 	s.Seq, s.Applied, s.NextIno = c.last, c.applied, c.nextIno
 	s.PendingBytes, s.Pending = c.pendingBytes, len(c.queue)
+	s.Snapshots, s.HistoryBytes = len(c.snapshots), c.historyBytes.Load()
+	if k := c.kept["/"]; len(k) > 0 {
+		s.Horizon = k[len(k)-1]
+	}
 	return s, nil
 }

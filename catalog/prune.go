@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -82,8 +83,8 @@ type pruner struct {
 	cursor Seq              // files that changed since are looked at for too many versions
 }
 
-// Prune takes away what no policy keeps: versions, names and inodes between kept moments, automatic snapshots, and then the blobs that nothing names any more.
-// What holds now, or at a moment that is kept or held, stays as it is. One Prune runs at a time. A killed one is simply made again. What a
+// Prune makes the automatic snapshots that are due (see AutoSnapshots), and takes away what no policy keeps: versions, names and inodes between
+// kept moments, automatic snapshots, and then the blobs that nothing names any more. What holds now, or at a moment that is kept or held, stays as it is. One Prune runs at a time. A killed one is simply made again. What a
 // report says of a dry run is what a run at the same moment does.
 func (c *Catalog) Prune(ctx context.Context, o PruneOptions) (rep PruneReport, err error) {
 	if err := checkPolicies(o.Policies); err != nil {
@@ -99,8 +100,12 @@ func (c *Catalog) Prune(ctx context.Context, o PruneOptions) (rep PruneReport, e
 		o.Now = c.opt.Now()
 	}
 	rep.DryRun = o.DryRun
-	c.pruneMu.Lock()
-	defer c.pruneMu.Unlock()
+	select {
+	case c.pruneTurn <- struct{}{}:
+		defer func() { <-c.pruneTurn }()
+	case <-ctx.Done():
+		return rep, ctx.Err()
+	}
 	p := &pruner{c: c, o: o, db: c.db, rep: &rep, byDir: make(map[Ino]int), cursor: c.pruneCursor}
 	if err := c.Flush(ctx); err != nil {
 		return rep, err
@@ -145,7 +150,12 @@ func (p *pruner) onCopy(ctx context.Context) (closeCopy func(), err error) {
 }
 
 func (p *pruner) run(ctx context.Context) error {
-	if err := p.tidySnapshots(ctx); err != nil {
+	// The hours that are about to be thinned leave their last moments behind.
+	snapshots, err := p.dueSnapshots(ctx)
+	if err != nil {
+		return err
+	}
+	if snapshots, err = p.tidySnapshots(ctx, snapshots); err != nil {
 		return err
 	}
 	kept, err := loadKept(ctx, p.db)
@@ -153,10 +163,6 @@ func (p *pruner) run(ctx context.Context) error {
 		return err
 	}
 	p.kept = kept
-	snapshots, err := p.c.Snapshots(ctx)
-	if err != nil {
-		return err
-	}
 	p.rep.Policies = make([]PolicyReport, len(p.o.Policies))
 	if err := p.forgetPolicies(ctx); err != nil {
 		return err
@@ -186,15 +192,35 @@ func (p *pruner) run(ctx context.Context) error {
 	if err := p.bound(ctx, snapshots); err != nil {
 		return err
 	}
-	return p.blobs(ctx)
-}
-
-// tidySnapshots removes the automatic snapshots that no policy keeps.
-func (p *pruner) tidySnapshots(ctx context.Context) error {
-	list, err := p.c.Snapshots(ctx)
-	if err != nil {
+	if err := p.blobs(ctx); err != nil || p.o.DryRun {
 		return err
 	}
+	return p.measure(ctx)
+}
+
+// dueSnapshots makes the automatic snapshots that are due and returns all that there are, oldest first. In a dry run it only says which there would be.
+func (p *pruner) dueSnapshots(ctx context.Context) ([]Snapshot, error) {
+	var due []Snapshot
+	var err error
+	if p.o.DryRun {
+		due, err = p.c.dueSnapshots(ctx, p.o.Now)
+	} else {
+		_, err = p.c.AutoSnapshots(ctx, p.o.Now)
+	}
+	if err != nil {
+		return nil, err
+	}
+	list, err := p.c.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list = append(list, due...)
+	slices.SortStableFunc(list, func(a, b Snapshot) int { return cmp.Compare(a.Seq, b.Seq) })
+	return list, nil
+}
+
+// tidySnapshots removes the automatic snapshots that no policy keeps, and returns the others.
+func (p *pruner) tidySnapshots(ctx context.Context, list []Snapshot) (left []Snapshot, err error) {
 	keep := make(map[string]bool)
 	for i := range p.o.Policies {
 		for _, s := range p.o.Policies[i].keeps(list, p.o.Now) {
@@ -203,15 +229,17 @@ func (p *pruner) tidySnapshots(ctx context.Context) error {
 	}
 	var gone []Snapshot
 	for _, s := range list {
-		if !keep[s.Name] {
-			p.rep.Snapshots = append(p.rep.Snapshots, s.Name)
-			gone = append(gone, s)
+		if keep[s.Name] {
+			left = append(left, s)
+			continue
 		}
+		p.rep.Snapshots = append(p.rep.Snapshots, s.Name)
+		gone = append(gone, s)
 	}
 	if len(gone) == 0 || p.o.DryRun {
-		return nil
+		return left, nil
 	}
-	return p.c.mutate(ctx, p.actor(), OpSnapshot, func(t *txn) error {
+	err = p.c.mutate(ctx, p.actor(), OpSnapshot, func(t *txn) error {
 		p.c.mu.RLock()
 		defer p.c.mu.RUnlock()
 		for _, s := range gone {
@@ -222,6 +250,10 @@ func (p *pruner) tidySnapshots(ctx context.Context) error {
 		}
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	return p.c.Snapshots(ctx)
 }
 
 func (p *pruner) actor() Actor {

@@ -144,6 +144,26 @@ func (p *pruner) boundBytes(ctx context.Context, i int, byHand []Seq) error {
 	return err
 }
 
+// measure adds up what only the past has.
+func (p *pruner) measure(ctx context.Context) error {
+	total := int64(0)
+	for after := int64(0); after >= 0; {
+		rows, next, err := p.pastExtents(ctx, after)
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			total += r.len
+		}
+		after = next
+		if err := p.pause(ctx); err != nil {
+			return err
+		}
+	}
+	p.c.historyBytes.Store(total)
+	return nil
+}
+
 // pastExtent is a range that a file has no more.
 type pastExtent struct {
 	ino Ino

@@ -11,10 +11,12 @@ import (
 // weight is what a drop takes away.
 type weight struct {
 	removed, versions, names, bytes int64
+	sizes                           int64 // of the versions
 }
 
 func (w *weight) add(x weight) {
 	w.removed, w.versions, w.names, w.bytes = w.removed+x.removed, w.versions+x.versions, w.names+x.names, w.bytes+x.bytes
+	w.sizes = satAdd(w.sizes, x.sizes)
 }
 
 // drop takes away what the drops of files under the policy i say, as far as there is anything; of a file that has no name left at any kept moment, all.
@@ -29,7 +31,7 @@ func (p *pruner) drop(ctx context.Context, i int, drops []Drop) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	x.Versions = sum.versions
+	x.Versions, x.Bytes = sum.versions, sum.sizes
 	if err := p.apply(ctx, x); err != nil {
 		return 0, err
 	}
@@ -123,7 +125,7 @@ func (c *Catalog) dead(ctx context.Context, ino Ino, inUse func(Ino) bool) bool 
 // maxRetry bounds the inodes that the next Prune looks at again.
 const maxRetry = 1 << 16
 
-// retryLater notes an inode of which something could not go now. The caller holds pruneMu.
+// retryLater notes an inode of which something could not go now. The caller has the turn of Prune.
 func (c *Catalog) retryLater(ino Ino) {
 	if c.retry == nil {
 		c.retry = make(map[Ino]struct{})
@@ -251,6 +253,9 @@ func weigh(c *sqldb.Conn, d *Drop) (w weight, err error) {
 		if w.versions, err = one("SELECT count(*) FROM versions WHERE ino = ?", ino); err != nil {
 			return w, err
 		}
+		if w.sizes, err = one("SELECT min(total(size), 4e18) FROM versions WHERE ino = ?", ino); err != nil {
+			return w, err
+		}
 		if w.names, err = one("SELECT count(*) FROM dentries WHERE parent = ?", ino); err != nil {
 			return w, err
 		}
@@ -263,6 +268,9 @@ func weigh(c *sqldb.Conn, d *Drop) (w weight, err error) {
 	}
 	if first < end {
 		if w.versions, err = one("SELECT count(*) FROM versions WHERE ino = ? AND num >= ? AND num < ?", ino, int64(first), int64(end)); err != nil {
+			return w, err
+		}
+		if w.sizes, err = one("SELECT min(total(size), 4e18) FROM versions WHERE ino = ? AND num >= ? AND num < ?", ino, int64(first), int64(end)); err != nil {
 			return w, err
 		}
 	}
@@ -299,7 +307,7 @@ func (p *pruner) stillStand(ctx context.Context, x *Pruned) error {
 		return nil
 	}
 	w, err := p.weigh(ctx, x.Drops)
-	x.Versions = w.versions
+	x.Versions, x.Bytes = w.versions, w.sizes
 	return err
 }
 
@@ -348,7 +356,7 @@ func (p *pruner) dropConflicts(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	x.Versions = w.versions
+	x.Versions, x.Bytes = w.versions, w.sizes
 	if err := p.apply(ctx, x); err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ const (
 	lenMore     = lenRecord + 4
 	lenSnapshot = 4
 	lenConflict = 8
-	lenPruned   = 6
+	lenPruned   = 7
 	lenDrop     = 3
 	lenKept     = 3
 	lenDelta    = 2
@@ -33,6 +33,7 @@ type Pruned struct {
 	Forgotten []blobstore.Hash
 	Kept      []Kept
 	Versions  int64     // number of versions that the drops take
+	Bytes     int64     // their sizes together
 	Oldest    Timestamp // time of the oldest version that is left; 0 when it is not known to have changed
 	Conflicts Seq       // conflicts that records up to it hold are no longer shown
 }
@@ -125,6 +126,7 @@ func putPruned(b []byte, p *Pruned) []byte {
 		b = putBool(b, k.Removed)
 	}
 	b = putInt(b, p.Versions)
+	b = putInt(b, p.Bytes)
 	b = putInt(b, p.Oldest)
 	return putUint(b, uint64(p.Conflicts))
 }
@@ -184,7 +186,7 @@ func (d *decoder) pruned() *Pruned {
 			d.fail("a flag is neither 0 nor 1")
 		}
 	})
-	p.Versions, p.Oldest, p.Conflicts = d.int(), d.int(), Seq(d.uint())
+	p.Versions, p.Bytes, p.Oldest, p.Conflicts = d.int(), d.int(), d.int(), Seq(d.uint())
 	return p
 }
 
@@ -215,7 +217,7 @@ func (r *Record) validateMore(bad func(what string, i int, why string) error) er
 		return nil
 	}
 	p := r.Pruned
-	if max(len(p.Drops), len(p.Forgotten), len(p.Kept)) > MaxRows || p.Versions < 0 || p.Versions > most || p.Conflicts > Head {
+	if max(len(p.Drops), len(p.Forgotten), len(p.Kept)) > MaxRows || p.Versions < 0 || p.Versions > most || p.Bytes < 0 || p.Conflicts > Head {
 		return fmt.Errorf("%w (%s): what it prunes is out of range", ErrBadRecord, r.Op)
 	}
 	for i := range p.Drops {

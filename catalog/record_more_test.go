@@ -27,7 +27,7 @@ func moreFields() Record {
 		Drops:     []Drop{{Ino: 12, Before: 1}, {Ino: 13, After: 5, Before: 1 << 40}, {Ino: 14, Before: Head}},
 		Forgotten: []blobstore.Hash{{1}, {2, 31: 9}},
 		Kept:      []Kept{{Policy: "/", Seq: 5}, {Policy: "/lo\xffgs", Seq: Head, Removed: true}},
-		Versions:  1 << 33, Oldest: math.MinInt64, Conflicts: 5,
+		Versions:  1 << 33, Bytes: 1 << 50, Oldest: math.MinInt64, Conflicts: 5,
 	}
 	r.Delta = Delta{Files: -3, Dirs: 1 << 40}
 	return r
@@ -113,6 +113,7 @@ type (
 		Forgotten [][]byte
 		Kept      []cborKept
 		Versions  int64
+		Bytes     int64
 		Oldest    int64
 		Conflicts uint64
 	}
@@ -139,7 +140,7 @@ func moreAsCBOR(t *testing.T, r *Record) []byte {
 	}
 	parts := []any{snapshots, conflicts, []int64{}, []int64{}}
 	if p := r.Pruned; p != nil {
-		c := cborPruned{Drops: []cborDrop{}, Forgotten: [][]byte{}, Kept: []cborKept{}, Versions: p.Versions, Oldest: p.Oldest, Conflicts: uint64(p.Conflicts)}
+		c := cborPruned{Drops: []cborDrop{}, Forgotten: [][]byte{}, Kept: []cborKept{}, Versions: p.Versions, Bytes: p.Bytes, Oldest: p.Oldest, Conflicts: uint64(p.Conflicts)}
 		for _, d := range p.Drops {
 			c.Drops = append(c.Drops, cborDrop{Ino: uint64(d.Ino), After: uint64(d.After), Before: uint64(d.Before)})
 		}
@@ -194,6 +195,7 @@ func TestRecordMoreRules(t *testing.T) {
 		"kept moment of 64 bits":     func(r *Record) { r.Pruned.Kept[0].Seq = 1 << 63 },
 		"policy's path":              func(r *Record) { r.Pruned.Kept[0].Policy = strings.Repeat("p", MaxPath+1) },
 		"negative versions":          func(r *Record) { r.Pruned.Versions = -1 },
+		"negative bytes":             func(r *Record) { r.Pruned.Bytes = -1 },
 		"very many versions":         func(r *Record) { r.Pruned.Versions = math.MaxInt64 / 2 },
 		"conflicts of 64 bits":       func(r *Record) { r.Pruned.Conflicts = 1 << 63 },
 		"very many files":            func(r *Record) { r.Delta.Files = math.MaxInt64 / 2 },

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"holdfast/internal/sqldb"
 )
 
 // Policy says how much history is kept of what is below a directory, as far as no directory in between has a policy of its own.
@@ -93,67 +95,96 @@ func checkPolicies(list []Policy) error {
 // AutoSnapshots makes the automatic snapshots that are due at the time now: one for each full hour in which something changed, named by the
 // end of that hour (RFC 3339, UTC). It returns those that it made. Where there were many such hours since the last one, it makes at most 1000.
 func (c *Catalog) AutoSnapshots(ctx context.Context, now time.Time) (made []Snapshot, err error) {
-	end := now.UTC().Truncate(time.Hour) // of the last full hour
-	newest, err := c.SeqAt(ctx, end)
-	if err != nil || newest == 0 {
+	due, err := c.dueSnapshots(ctx, now)
+	if err != nil {
 		return nil, err
 	}
-	done := Seq(0)
-	c.mu.RLock()
-	for _, s := range c.snapshots {
+	for _, s := range due {
+		s, err := c.createSnapshot(ctx, Actor{Agent: "holdfast", Program: "holdfast"}, s)
+		switch {
+		case err == nil:
+			made = append(made, s)
+		case !errors.Is(err, ErrExist): // somebody may have taken the name meanwhile
+			return made, err
+		}
+	}
+	return made, nil
+}
+
+// maxDue bounds the snapshots that one call of AutoSnapshots makes.
+const maxDue = 1000
+
+// dueSnapshots returns the snapshots that AutoSnapshots makes. Hours that retention has been through are over.
+func (c *Catalog) dueSnapshots(ctx context.Context, now time.Time) (due []Snapshot, err error) {
+	end := now.UTC().Truncate(time.Hour) // of the last full hour
+	newest, err := c.SeqAt(ctx, end)
+	if err != nil {
+		return nil, err
+	}
+	done, err := c.Horizon(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list, err := c.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[string]bool, len(list))
+	for _, s := range list {
+		names[s.Name] = true
 		if s.Auto {
 			done = max(done, s.Seq)
 		}
 	}
-	c.mu.RUnlock()
-	for len(made) < 1000 && done < newest {
-		// The first record behind the last snapshot that is more than housekeeping ends its hour.
+	for len(due) < maxDue && done < newest {
 		at, err := c.nextChange(ctx, done+1, newest)
 		if err != nil || at.IsZero() {
-			return made, err
+			return due, err
 		}
 		hour := at.UTC().Truncate(time.Hour).Add(time.Hour)
 		if hour.After(end) {
 			break
 		}
-		seq, err := c.SeqAt(ctx, hour)
-		if err != nil {
-			return made, err
+		s := Snapshot{Name: hour.Format(time.RFC3339), Auto: true, Time: hour.UnixNano()}
+		if s.Seq, err = c.SeqAt(ctx, hour); err != nil {
+			return due, err
 		}
-		s, err := c.createSnapshot(ctx, Actor{Agent: "holdfast", Program: "holdfast"},
-			Snapshot{Name: hour.Format(time.RFC3339), Auto: true, Seq: seq, Time: hour.UnixNano()})
-		switch {
-		case errors.Is(err, ErrExist): // somebody has taken the name: so be it
-		case err != nil:
-			return made, err
-		default:
-			made = append(made, s)
+		if !names[s.Name] {
+			due = append(due, s)
 		}
-		done = seq
+		done = s.Seq
 	}
-	return made, nil
+	return due, nil
 }
 
 // nextChange returns the time of the first record from from to upTo that changes what programs see; the zero time when there is none.
-func (c *Catalog) nextChange(ctx context.Context, from, upTo Seq) (at time.Time, err error) {
-	stop := errors.New("stop")
-	err = c.Records(ctx, from, func(r Record) error {
-		switch {
-		case r.Seq > upTo:
-			return stop
-		case len(r.Inodes) == 0: // of snapshots and retention
-			return nil
+func (c *Catalog) nextChange(ctx context.Context, from, upTo Seq) (time.Time, error) {
+	p := c.moment(Head)
+	first := Head
+	err := c.db.Read(ctx, func(conn *sqldb.Conn) error { // every such record writes the row of an inode
+		st := conn.Prep("SELECT from_seq FROM inodes WHERE from_seq >= ? ORDER BY from_seq LIMIT 1").BindInt64(1, int64(from))
+		ok, err := st.Step()
+		if err == nil && ok {
+			first = Seq(st.Int64(0))
 		}
-		at = r.Time
-		return stop
+		return err
 	})
-	if errors.Is(err, stop) {
-		err = nil
+	if err != nil {
+		return time.Time{}, c.readFailed("look for the next change", err)
 	}
-	return at, err
+	for _, q := range p.recs {
+		if q.rec.Seq >= from && len(q.rec.Inodes) > 0 {
+			first = min(first, q.rec.Seq)
+			break
+		}
+	}
+	if first > upTo {
+		return time.Time{}, nil
+	}
+	return c.TimeOf(ctx, first)
 }
 
-// moments are the kept moments of a policy below horizon, in order, and horizon itself at the end: from there on every moment is kept.
+// momentsOf returns the kept moments of a policy below its horizon, in order, and the horizon itself at the end: from there on every moment is kept.
 func (c *Catalog) momentsOf(ctx context.Context, p *Policy, list []Snapshot, now time.Time) ([]Seq, error) {
 	horizon, err := c.SeqAt(ctx, now.Add(-p.KeepAll))
 	if err != nil {

@@ -90,6 +90,7 @@ func (n *counts) add(r *Record) {
 	n.dirs += r.Delta.Dirs
 	if r.Pruned != nil {
 		n.versions -= r.Pruned.Versions
+		n.versionBytes -= min(r.Pruned.Bytes, n.versionBytes)
 		if r.Pruned.Oldest != 0 {
 			n.oldest = r.Pruned.Oldest
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -95,12 +96,14 @@ func (v *Volume) ResolveAt(ctx context.Context, p string, at catalog.Seq) (catal
 	return followed, nowErr
 }
 
-// PastHandle is a regular file as it was, open for reading. Its methods may be called concurrently; there is nothing to close.
+// PastHandle is a regular file as it was, open for reading. Its methods may be called concurrently; Close once, after the last of them. As long as it
+// is open, retention leaves the moment alone.
 type PastHandle struct {
-	v    *Volume
-	ino  catalog.Ino
-	at   catalog.Seq
-	size int64
+	v       *Volume
+	ino     catalog.Ino
+	at      catalog.Seq
+	size    int64
+	release func()
 
 	mu      sync.Mutex
 	loaded  bool    // guarded by mu
@@ -110,18 +113,26 @@ type PastHandle struct {
 // OpenPast opens what ino was after the record at. ErrStale when there was no such inode, ErrIsDir, ErrInvalid for anything else that is
 // no regular file.
 func (v *Volume) OpenPast(ctx context.Context, ino catalog.Ino, at catalog.Seq) (*PastHandle, error) {
-	row, err := v.cat.GetAt(ctx, ino, at)
-	if err != nil {
-		return nil, err
+	cat := v.cat
+	cat.Hold(at)
+	row, err := cat.GetAt(ctx, ino, at)
+	switch {
+	case err != nil:
+	case row.Mode&unix.S_IFMT == unix.S_IFREG:
+		h := &PastHandle{v: v, ino: ino, at: at, size: row.Size, release: sync.OnceFunc(func() { cat.Release(at) })}
+		runtime.AddCleanup(h, func(release func()) { release() }, h.release) // for one that nobody closes
+		return h, nil
+	case row.Mode&unix.S_IFMT == unix.S_IFDIR:
+		err = catalog.ErrIsDir
+	default:
+		err = catalog.ErrInvalid
 	}
-	switch row.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		return &PastHandle{v: v, ino: ino, at: at, size: row.Size}, nil
-	case unix.S_IFDIR:
-		return nil, catalog.ErrIsDir
-	}
-	return nil, catalog.ErrInvalid
+	cat.Release(at)
+	return nil, err
 }
+
+// Close lets go of the moment.
+func (h *PastHandle) Close() { h.release() }
 
 // Ino is the inode that the handle reads.
 func (h *PastHandle) Ino() catalog.Ino { return h.ino }
