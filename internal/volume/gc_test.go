@@ -167,6 +167,7 @@ func gcStep(ctx context.Context, v *Volume, op int, name string, n int) error {
 		if err != nil {
 			return fmt.Errorf("open %s of record %d: %w", name, at, err)
 		}
+		defer h.Close()
 		p := make([]byte, row.Size)
 		if _, err := h.ReadAt(ctx, p, 0); err != nil || row.Ver > 0 && !isBody(p) {
 			return fmt.Errorf("%s of record %d: %d bytes, %w", name, at, len(p), err)
