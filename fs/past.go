@@ -103,4 +103,10 @@ func (pastFile) WriteAt(context.Context, []byte, int64, volume.WriteFlags) (int,
 func (pastFile) Flush(context.Context) error                          { return nil }
 func (pastFile) Fsync(context.Context, bool) error                    { return nil }
 func (pastFile) Allocate(context.Context, uint32, int64, int64) error { return unix.EBADF }
-func (pastFile) Close(context.Context)                                {}
+
+// Close lets go of the moment, so that retention may thin it away.
+func (f pastFile) Close(context.Context) {
+	if past := f.Past(); past != nil {
+		past.Close()
+	}
+}
