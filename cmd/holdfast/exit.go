@@ -19,6 +19,7 @@ const (
 	exitUsage       = 2
 	exitNoStore     = 10
 	exitLocked      = 11
+	exitThinned     = 12
 	exitDamage      = 26
 	exitInterrupted = 130
 )
@@ -46,6 +47,7 @@ func exitCode(err error) int {
 		{control.ErrRequest, exitUsage},
 		{volume.ErrNoStore, exitNoStore},
 		{volume.ErrLocked, exitLocked},
+		{catalog.ErrThinned, exitThinned},
 		{blobstore.ErrDamaged, exitDamage},
 		{blobstore.ErrNotFound, exitDamage}, // a blob that the catalog names
 		{catalog.ErrDamaged, exitDamage},
