@@ -52,6 +52,8 @@ type Settings struct {
 	Created time.Time `toml:"created" json:"created"`
 	// Retention says how much history is kept; where it says nothing, catalog.DefaultPolicy holds.
 	Retention []Retention `toml:"retention,omitempty" json:"retention,omitempty"`
+	// Backups are the places that get backups by themselves.
+	Backups []Backup `toml:"backup,omitempty" json:"backup,omitempty"`
 }
 
 func (s Settings) id() (id [16]byte, err error) {
@@ -69,6 +71,9 @@ func (s Settings) validate() error {
 		return fmt.Errorf("%w: it has format %d, this program reads up to %d", ErrFormat, s.Format, Format)
 	}
 	if _, err := s.id(); err != nil {
+		return err
+	}
+	if err := validateBackups(s.Backups); err != nil {
 		return err
 	}
 	switch s.Storage {
@@ -128,7 +133,8 @@ func Init(ctx context.Context, dir string, opt InitOptions) (Settings, error) {
 	if opt.Storage == "" {
 		opt.Storage = StorageHybrid
 	}
-	s := Settings{Format: Format, StoreID: hex.EncodeToString(id), Storage: opt.Storage, Created: time.Now().UTC().Truncate(time.Second)}
+	s := Settings{Format: Format, StoreID: hex.EncodeToString(id), Storage: opt.Storage, Created: time.Now().UTC().Truncate(time.Second),
+		Backups: []Backup{defaultBackup()}}
 	if err := s.validate(); err != nil {
 		return Settings{}, err
 	}

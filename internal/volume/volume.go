@@ -259,6 +259,7 @@ func (v *Volume) Settings() Settings {
 	defer v.settingsMu.Unlock()
 	s := v.settings
 	s.Retention = slices.Clone(s.Retention)
+	s.Backups = slices.Clone(s.Backups)
 	return s
 }
 
