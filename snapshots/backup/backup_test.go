@@ -378,6 +378,15 @@ func TestDamagedBlobIsNeverServed(t *testing.T) {
 		!strings.Contains(what[0], "/tasks/data") {
 		t.Errorf("%+v, %v, %v", res, what, err)
 	}
+	if again := create(t, f, p, CreateOptions{}); again.Copied != 0 {
+		t.Errorf("%+v", again)
+	}
+	if again := create(t, f, p, CreateOptions{Recheck: true}); again.Copied != 1 {
+		t.Errorf("%+v", again)
+	}
+	if got.Reset(); src.Fetch(t.Context(), ref, &got) != nil || !bytes.Equal(got.Bytes(), content) {
+		t.Error("it was not copied again")
+	}
 	if err := src.Fetch(t.Context(), blobstore.Ref{Hash: sha256.Sum256([]byte("x")), Size: 1}, &got); !errors.Is(err, blobstore.ErrNotFound) {
 		t.Errorf("a blob that is not there: %v", err)
 	}

@@ -43,6 +43,8 @@ const (
 // CreateOptions say what to back up, and how hard.
 type CreateOptions struct {
 	Level string    // files of this level or a higher one; "": all
+	// Recheck: what is there from earlier backups is read, and copied again when it is damaged.
+	Recheck bool
 	Now   time.Time // default time.Now()
 	// Pause is called between steps: it may wait, and its error ends the backup. default: none
 	Pause func(context.Context) error
@@ -87,7 +89,7 @@ func (p *Place) Create(ctx context.Context, store Store, o CreateOptions) (Creat
 	}
 	store.Hold(at)
 	defer store.Release(at)
-	w := &creator{p: p, store: store, o: o, at: at, have: make(map[blobstore.Hash]struct{}), linked: make(map[catalog.Ino]string)}
+	w := &creator{p: p, store: store, o: o, at: at, have: make(map[blobstore.Hash]bool), linked: make(map[catalog.Ino]string)}
 	return w.run(ctx)
 }
 
@@ -97,7 +99,7 @@ type creator struct {
 	store  Store
 	o      CreateOptions
 	at     catalog.Seq
-	have   map[blobstore.Hash]struct{} // blobs of the place
+	have   map[blobstore.Hash]bool // blobs of the place: whether they were verified or written now
 	linked map[catalog.Ino]string      // of files with several names: the first one
 	items  []blobstore.Item            // small blobs that wait to be stored
 	bytes  int
@@ -107,7 +109,7 @@ type creator struct {
 
 func (w *creator) run(ctx context.Context) (Created, error) {
 	err := w.p.blobs.List(ctx, blobstore.Hash{}, func(h blobstore.Hash) error {
-		w.have[h] = struct{}{}
+		w.have[h] = false
 		return nil
 	})
 	if err != nil {
@@ -250,8 +252,18 @@ func (w *creator) entry(ctx context.Context, row catalog.Inode, path, level stri
 
 // copy brings a blob into the place, unless it is there.
 func (w *creator) copy(ctx context.Context, ref blobstore.Ref, level string) error {
-	if _, ok := w.have[ref.Hash]; ok {
-		return nil
+	if checked, ok := w.have[ref.Hash]; ok {
+		if checked || !w.o.Recheck {
+			return nil
+		}
+		err := w.p.blobs.Verify(ctx, ref)
+		if err == nil {
+			w.have[ref.Hash] = true
+			return w.o.Pause(ctx)
+		}
+		if !errors.Is(err, blobstore.ErrDamaged) && !errors.Is(err, blobstore.ErrNotFound) {
+			return err
+		}
 	}
 	meta := blobstore.Meta{Level: level, Time: w.o.Now}
 	if ref.Size > blobstore.MaxSmall {
@@ -270,7 +282,7 @@ func (w *creator) copy(ctx context.Context, ref blobstore.Ref, level string) err
 			}
 		}
 	}
-	w.have[ref.Hash] = struct{}{}
+	w.have[ref.Hash] = true
 	w.res.Copied++
 	w.res.CopiedBytes += ref.Size
 	w.res.Blobs = append(w.res.Blobs, ref.Hash)

@@ -92,7 +92,7 @@ func (k *Keeper) look(ctx context.Context) {
 		if s.Due == nil || now.Before(*s.Due) || !s.failed.IsZero() && now.Before(s.failed.Add(retryAfter)) {
 			continue
 		}
-		res, err := k.create(ctx, s.Backup, pauses())
+		res, err := k.makeIn(ctx, s.Backup, CreateOptions{Level: s.Level, Now: now, Pause: pauses()})
 		if ctx.Err() != nil {
 			return
 		}
@@ -125,13 +125,13 @@ func pauses() func(context.Context) error {
 }
 
 // Create makes a backup now in the place at dir, one of the settings, or the first of them when dir is ""; then it rotates. A dir that is none of them gets a
-// backup of everything, and nothing is rotated.
-func (k *Keeper) Create(ctx context.Context, dir string, copied func(blobs, bytes int64)) (Created, error) {
+// backup of everything, and nothing is rotated. recheck is that of CreateOptions.
+func (k *Keeper) Create(ctx context.Context, dir string, recheck bool, copied func(blobs, bytes int64)) (Created, error) {
 	b, err := k.choose(dir)
 	if err != nil {
 		return Created{}, err
 	}
-	return k.makeIn(ctx, b, CreateOptions{Level: b.Level, Now: k.now(), Copied: copied})
+	return k.makeIn(ctx, b, CreateOptions{Level: b.Level, Now: k.now(), Recheck: recheck, Copied: copied})
 }
 
 func (k *Keeper) choose(dir string) (volume.Backup, error) {
@@ -148,10 +148,6 @@ func (k *Keeper) choose(dir string) (volume.Backup, error) {
 		return volume.Backup{}, fmt.Errorf("%w: holdfast.toml names no place for backups; give one", ErrNotExist)
 	}
 	return volume.Backup{Path: dir}, nil
-}
-
-func (k *Keeper) create(ctx context.Context, b volume.Backup, pause func(context.Context) error) (Created, error) {
-	return k.makeIn(ctx, b, CreateOptions{Level: b.Level, Now: k.now(), Pause: pause})
 }
 
 func (k *Keeper) makeIn(ctx context.Context, b volume.Backup, o CreateOptions) (res Created, err error) {
