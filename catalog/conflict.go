@@ -179,7 +179,7 @@ func loadConflicts(ctx context.Context, db *sqldb.DB, after, upTo Seq, max int) 
 	err = db.Read(ctx, func(c *sqldb.Conn) error {
 		st := c.Prep(`SELECT x.seq, x.ino, x.path, x.lost, x.won, x.side, x.time, x.lost_pid, x.won_pid, a.agent, a.program, a.uid, b.agent, b.program, b.uid
 			FROM conflicts x LEFT JOIN actors a ON a.id = x.lost_by LEFT JOIN actors b ON b.id = x.won_by
-			WHERE x.seq > ? AND x.seq <= ? ORDER BY x.seq, x.ino LIMIT ?`).
+			WHERE x.seq > ? AND x.seq <= ? ORDER BY x.seq, x.ino LIMIT ? + 0`).
 			BindInt64(1, int64(after)).BindInt64(2, int64(upTo)).BindInt64(3, int64(max))
 		for {
 			ok, err := st.Step()

@@ -423,7 +423,7 @@ func (p *pruner) changedIn(ctx context.Context, cursor, before Seq) (inos []Ino,
 		clear(seen)
 		inos = inos[:0]
 		err = p.db.Read(ctx, func(c *sqldb.Conn) error {
-			st := c.Prep("SELECT from_seq, ino FROM inodes WHERE from_seq > ? AND from_seq <= ? ORDER BY from_seq LIMIT ?").
+			st := c.Prep("SELECT from_seq, ino FROM inodes WHERE from_seq > ? AND from_seq <= ? ORDER BY from_seq LIMIT ? + 0").
 				BindInt64(1, int64(from)).BindInt64(2, int64(to)).BindInt64(3, int64(limit))
 			for {
 				ok, err := st.Step()

@@ -88,8 +88,8 @@ func BenchmarkHeartbeat(b *testing.B) {
 	}
 	clk.now += int64(48 * time.Hour)
 	b.Run("prune", func(b *testing.B) {
-		if b.N > 1 { // there is nothing left to prune: -benchtime 1x is the run that counts
-			return
+		if b.N > 1 {
+			return // with -benchtime 1x only: afterwards there is nothing left to thin
 		}
 		before := must[Stats](b)(c.Stats(ctx))
 		start := time.Now()

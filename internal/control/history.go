@@ -30,6 +30,7 @@ type History interface {
 	Restore(ctx context.Context, who Caller, r RestoreRequest, fn func(snapshots.Step) error) (uint64, error)
 	// Undo undoes changes: see snapshots.Undo, and Restore.
 	Undo(ctx context.Context, who Caller, u snapshots.Undo, fn func(snapshots.Step) error) (uint64, error)
+	Retention
 }
 
 // Snapshot describes a snapshot.
@@ -95,7 +96,7 @@ func historyParameters(method, route string) []string {
 	case "POST " + routeUndo:
 		return []string{"path", "by", "since", "force", "dry", "agent", "program"}
 	}
-	return nil
+	return retentionParameters(method, route)
 }
 
 // historyRequest are the fields of a request of History.
@@ -109,6 +110,7 @@ type historyRequest struct {
 	since  time.Time
 	force  bool
 	dry    bool
+	policy PolicyChange // but for its path and DryRun
 }
 
 // set reads a parameter; ok is false when it is none of these.
@@ -145,7 +147,7 @@ func (h *historyRequest) set(name, v string) (ok bool, err error) {
 	case "dry":
 		h.dry, err = parseFlag(v)
 	default:
-		return false, nil
+		return h.policy.set(name, v)
 	}
 	return true, err
 }
@@ -192,7 +194,7 @@ func (h *historyRequest) get(name string) (v string, ok bool) {
 	case "dry":
 		return formatFlag(h.dry), true
 	}
-	return "", false
+	return h.policy.get(name)
 }
 
 // complete says what a request of History lacks.
@@ -219,6 +221,8 @@ func (q *request) complete() error {
 		if q.history.since.IsZero() {
 			return fmt.Errorf("%w: since is missing", ErrRequest)
 		}
+	case "POST " + routePolicies:
+		return q.history.policy.complete()
 	}
 	return nil
 }
@@ -257,7 +261,7 @@ func (s *Server) serveHistory(w http.ResponseWriter, r *http.Request, q request)
 		u := snapshots.Undo{Agent: h.by, Since: h.since, Path: q.path, Force: h.force, DryRun: h.dry}
 		streamSteps(s, w, r, func(fn func(snapshots.Step) error) (uint64, error) { return s.ops.Undo(ctx, q.who, u, fn) })
 	default:
-		return false
+		return s.serveRetention(w, r, q)
 	}
 	return true
 }

@@ -62,6 +62,9 @@ func (l *Local) Status(ctx context.Context) (Status, error) {
 		JournalBytes: st.JournalBytes, JournalSeq: uint64(st.Seq), SyncedSeq: uint64(st.Synced),
 		OpenFiles: st.OpenFiles, StagedBytes: st.Staged, Problems: []string{},
 	}
+	if out.History, err = l.historyCost(ctx, st); err != nil {
+		return Status{}, err
+	}
 	if !st.OldestVersion.IsZero() {
 		t := st.OldestVersion.UTC()
 		out.OldestVersion = &t

@@ -42,10 +42,10 @@ const (
 
 // CreateOptions say what to back up, and how hard.
 type CreateOptions struct {
-	Level string    // files of this level or a higher one; "": all
+	Level string // files of this level or a higher one; "": all
 	// Recheck: what is there from earlier backups is read, and copied again when it is damaged.
 	Recheck bool
-	Now   time.Time // default time.Now()
+	Now     time.Time // default time.Now()
 	// Pause is called between steps: it may wait, and its error ends the backup. default: none
 	Pause func(context.Context) error
 	// Copied is called with the blobs that were copied so far, and their bytes. default: nobody is told
@@ -100,8 +100,8 @@ type creator struct {
 	o      CreateOptions
 	at     catalog.Seq
 	have   map[blobstore.Hash]bool // blobs of the place: whether they were verified or written now
-	linked map[catalog.Ino]string      // of files with several names: the first one
-	items  []blobstore.Item            // small blobs that wait to be stored
+	linked map[catalog.Ino]string  // of files with several names: the first one
+	items  []blobstore.Item        // small blobs that wait to be stored
 	bytes  int
 	out    *manifestWriter
 	res    Created
@@ -362,7 +362,7 @@ func (p *Place) Remove(ctx context.Context, names ...string) (Rotated, error) {
 	var res Rotated
 	for _, name := range names {
 		if _, err := parseName(name); err != nil {
-			return res, fmt.Errorf("%w: %q", ErrNotExist, name)
+			return res, fmt.Errorf("%w: %q; `holdfast backup list` shows those that there are", ErrNotExist, name)
 		}
 		if _, err := p.find(name); err != nil {
 			return res, err

@@ -212,6 +212,17 @@ func (x *extractor) content(ctx context.Context, rel string, e Entry) (err error
 	return nil
 }
 
+// linkTimes sets the times of a symbolic link itself.
+func (x *extractor) linkTimes(rel string, e Entry) error {
+	parent, err := x.root.Open(filepath.Dir(rel))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	times := []unix.Timespec{unix.NsecToTimespec(e.Atime), unix.NsecToTimespec(e.Mtime)}
+	return unix.UtimesNanoAt(int(parent.Fd()), filepath.Base(rel), times, unix.AT_SYMLINK_NOFOLLOW)
+}
+
 // node makes a pipe, socket or device.
 func (x *extractor) node(rel string, e Entry) error {
 	parent, err := x.root.Open(filepath.Dir(rel))
@@ -229,6 +240,9 @@ func (x *extractor) attributes(rel string, e Entry) {
 		x.without(e, err)
 	}
 	if link {
+		if err := x.linkTimes(rel, e); err != nil {
+			x.without(e, err)
+		}
 		return
 	}
 	if err := x.xattrs(rel, e); err != nil {
