@@ -10,6 +10,7 @@ import (
 	"holdfast/catalog"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
+	"holdfast/snapshots/backup"
 )
 
 // The exit codes; scripts rely on them.
@@ -51,6 +52,7 @@ func exitCode(err error) int {
 		{blobstore.ErrDamaged, exitDamage},
 		{blobstore.ErrNotFound, exitDamage}, // a blob that the catalog names
 		{catalog.ErrDamaged, exitDamage},
+		{backup.ErrDamaged, exitDamage},
 	} {
 		if errors.Is(err, k.err) {
 			return k.code

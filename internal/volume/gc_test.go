@@ -412,7 +412,11 @@ func TestRetentionOfSettings(t *testing.T) {
 		strings.Repeat("[[retention]]\npath = \"/x\"\n", 1) + strings.Repeat("#", 10): "",
 		"[[retention]]\npath = \"/" + strings.Repeat("long", 2000) + "\"":             "path",
 	} {
-		if err := os.WriteFile(name, slices.Concat(base, []byte(text)), 0o600); err != nil {
+		both := slices.Concat(base, []byte(text))
+		if !strings.HasPrefix(text, "[") { // a key belongs to the table above it
+			both = slices.Concat([]byte(text+"\n"), base)
+		}
+		if err := os.WriteFile(name, both, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		_, err := ReadSettings(dir)

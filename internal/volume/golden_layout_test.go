@@ -35,7 +35,7 @@ func documented() map[string]bool {
 		"quarantine": true, "quarantine/<first>.seg.torn-<time>": true, "quarantine/<first>.seg.dropped-<time>": false,
 		"quarantine/<first>.seg.unreadable-<time>": true, "quarantine/catalog.db.<time>": true,
 		"quarantine/catalog.db.<time>-wal": false, "quarantine/catalog.db.<time>-shm": false,
-		"audit": false, "audit/key": false, "audit/key.pub": false, "audit/tree": false, "audit/tree.old": false, "audit/checkpoints": false,
+		"backup": false, "audit": false, "audit/key": false, "audit/key.pub": false, "audit/tree": false, "audit/tree.old": false, "audit/checkpoints": false,
 		"audit/.key.tmp-<random>": false, "audit/.key.pub.tmp-<random>": false, "audit/.checkpoints.tmp-<random>": false,
 		".holdfast.toml.tmp-<random>": false, ".catalog.rebuild.tmp-<random>": false, "quarantine/.<first>.seg.dropped-<time>.tmp-<random>": false,
 	}
