@@ -58,7 +58,7 @@ func loadLoose(ctx context.Context, db *sqldb.DB, after blobstore.Hash, forgotte
 		state = 1
 	}
 	err = db.Read(ctx, func(c *sqldb.Conn) error {
-		st := c.Prep("SELECT "+looseColumns+", row_sum FROM loose WHERE hash > ? AND forgotten = ? ORDER BY hash LIMIT ?").BindBytes(1, after[:]).BindInt64(2, state).BindInt64(3, looseStep)
+		st := c.Prep("SELECT "+looseColumns+", row_sum FROM loose WHERE hash > ? AND forgotten = ? ORDER BY hash LIMIT ? + 0").BindBytes(1, after[:]).BindInt64(2, state).BindInt64(3, looseStep)
 		var r rowRead
 		for {
 			ok, err := st.Step()

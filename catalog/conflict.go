@@ -180,7 +180,7 @@ func loadConflicts(ctx context.Context, db *sqldb.DB, after, upTo Seq, max int) 
 		st := c.Prep(`SELECT x.seq, x.ino, x.path, x.lost, x.won, x.side, x.time, x.lost_by, x.lost_pid, x.won_by, x.won_pid, x.row_sum,
 			a.id, a.agent, a.program, a.uid, a.row_sum, b.id, b.agent, b.program, b.uid, b.row_sum
 			FROM conflicts x LEFT JOIN actors a ON a.id = x.lost_by LEFT JOIN actors b ON b.id = x.won_by
-			WHERE x.seq > ? AND x.seq <= ? ORDER BY x.seq, x.ino LIMIT ?`).
+			WHERE x.seq > ? AND x.seq <= ? ORDER BY x.seq, x.ino LIMIT ? + 0`).
 			BindInt64(1, int64(after)).BindInt64(2, int64(upTo)).BindInt64(3, int64(max))
 		var r, a, b rowRead
 		for {

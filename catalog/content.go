@@ -249,11 +249,16 @@ func readBlob(c *sqldb.Conn, h blobstore.Hash) (b blobRow, ok bool, err error) {
 		return b, false, err
 	}
 	var r rowRead
+	b, err = scanBlob(st, &r)
+	return b, err == nil, errors.Join(err, st.Done())
+}
+
+func scanBlob(st *sqldb.Stmt, r *rowRead) (b blobRow, err error) {
 	if err := r.read(st, 0, tableBlobs); err != nil {
-		return b, false, err
+		return b, err
 	}
-	b = blobRow{ref: blobstore.Ref{Hash: h, Size: r.int(1)}, seq: Seq(r.int(4)), pos: journal.Pos{Segment: uint64(r.int(5)), Offset: r.int(6)}, level: string(r.bytes(3))}
-	return b, true, errors.Join(r.hash(2, b.ref.Root[:]), st.Done())
+	b = blobRow{ref: blobstore.Ref{Size: r.int(1)}, seq: Seq(r.int(4)), pos: journal.Pos{Segment: uint64(r.int(5)), Offset: r.int(6)}, level: string(r.bytes(3))}
+	return b, errors.Join(r.hash(0, b.ref.Hash[:]), r.hash(2, b.ref.Root[:]))
 }
 
 // PendingBody returns the content of a small blob that is not in the blobstore yet. The caller may not change it.

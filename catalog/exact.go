@@ -19,6 +19,9 @@ func (c *Catalog) Exact(ctx context.Context, ino Ino, at Seq) error {
 	if err != nil || before == 0 {
 		return err
 	}
+	if after == 0 {
+		return fmt.Errorf("inode %d after record %d: %w; the oldest moment that is kept of it is @v%d", ino, at, ErrThinned, before)
+	}
 	return fmt.Errorf("inode %d after record %d: %w; the nearest moments that are kept of it are @v%d and @v%d", ino, at, ErrThinned, after, before)
 }
 
@@ -111,6 +114,17 @@ func (c *Catalog) Horizon(ctx context.Context) (Seq, error) {
 		return k[len(k)-1], nil
 	}
 	return 0, nil
+}
+
+// KeptMoments returns the moments before the horizon that are kept of what is under the policy of that path, in order, and at the end the horizon, from which on
+// every moment is. None before anything was thinned under it.
+func (c *Catalog) KeptMoments(ctx context.Context, policy string) ([]Seq, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return slices.Clone(c.kept[policy]), nil
 }
 
 // ExactMoment is ErrThinned when what is under the policy of that path, as it was after the record at, is not kept as a whole: it lies below the policy's

@@ -292,9 +292,9 @@ func (c *Catalog) Versions(ctx context.Context, ino Ino, newestFirst bool, fn fu
 		var list []Version
 		var err error
 		if newestFirst {
-			list, err = c.loadVersions(ctx, "v.ino = ? AND v.num < ? AND v.num > ? ORDER BY v.num DESC LIMIT ?", ino, limit, 0)
+			list, err = c.loadVersions(ctx, "v.ino = ? AND v.num < ? AND v.num > ? ORDER BY v.num DESC LIMIT ? + 0", ino, limit, 0)
 		} else {
-			list, err = c.loadVersions(ctx, "v.ino = ? AND v.num < ? AND v.num > ? ORDER BY v.num LIMIT ?", ino, limit, from)
+			list, err = c.loadVersions(ctx, "v.ino = ? AND v.num < ? AND v.num > ? ORDER BY v.num LIMIT ? + 0", ino, limit, from)
 		}
 		if err != nil {
 			return err
@@ -331,7 +331,7 @@ func (c *Catalog) Version(ctx context.Context, ino Ino, num uint64) (Version, er
 	if num == 0 || num >= maxIno {
 		return Version{}, fmt.Errorf("version %d of inode %d: %w", num, ino, ErrNotExist)
 	}
-	list, err := c.loadVersions(ctx, "v.ino = ? AND v.num < ? AND v.num > ? LIMIT ?", ino, num+1, num-1)
+	list, err := c.loadVersions(ctx, "v.ino = ? AND v.num < ? AND v.num > ? LIMIT ? + 0", ino, num+1, num-1)
 	if err != nil {
 		return Version{}, err
 	}
@@ -341,6 +341,8 @@ func (c *Catalog) Version(ctx context.Context, ino Ino, num uint64) (Version, er
 	return list[0], nil
 }
 
+// loadVersions returns the first versions that fit. Here and elsewhere LIMIT is an expression: SQLite looks at a bound LIMIT while it plans, and so prepares
+// the statement anew each time one is bound.
 func (c *Catalog) loadVersions(ctx context.Context, where string, ino Ino, below, above uint64) (list []Version, err error) {
 	err = c.db.Read(ctx, func(conn *sqldb.Conn) error {
 		st := conn.Prep(`SELECT v.ino, v.num, v.seq, v.time, v.size, v.sum, v.prev, v.digest, v.actor, v.pid, v.row_sum,

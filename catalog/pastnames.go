@@ -106,7 +106,7 @@ func loadDirNames(ctx context.Context, db *sqldb.DB, dir Ino, after uint64, max 
 		err = db.Read(ctx, func(c *sqldb.Conn) error {
 			st := c.Prep("SELECT "+dentryColumns+` FROM dentries d WHERE d.parent = ? AND d.cookie > ? AND d.to_seq IS `+what+` AND d.from_seq <= ?
 				AND NOT EXISTS (SELECT 1 FROM dentries e WHERE e.parent = d.parent AND e.name = d.name AND e.from_seq < d.from_seq)
-				ORDER BY d.cookie LIMIT ?`).
+				ORDER BY d.cookie LIMIT ? + 0`).
 				BindInt64(1, int64(dir)).BindInt64(2, int64(after)).BindInt64(3, int64(p.base)).BindInt64(4, int64(max))
 			for {
 				ok, err := st.Step()
@@ -160,7 +160,7 @@ func (c *Catalog) VersionRange(ctx context.Context, ino Ino, from, to uint64) ([
 		return nil, nil
 	}
 	p := c.moment(Head)
-	list, err := c.loadVersions(ctx, "v.ino = ? AND v.num < ? AND v.num > ? ORDER BY v.num LIMIT ?", ino, to, from-1)
+	list, err := c.loadVersions(ctx, "v.ino = ? AND v.num < ? AND v.num > ? ORDER BY v.num LIMIT ? + 0", ino, to, from-1)
 	if err != nil {
 		return nil, err
 	}

@@ -148,6 +148,18 @@ func (p *pruner) boundBytes(ctx context.Context, i int, byHand []Seq) error {
 	return err
 }
 
+// HistoryBytes is Stats.HistoryBytes; it is measured now, by reading all extents, when no Prune has done that yet.
+func (c *Catalog) HistoryBytes(ctx context.Context) (int64, error) {
+	if n := c.historyBytes.Load(); n >= 0 {
+		return n, nil
+	}
+	p := &pruner{c: c, o: PruneOptions{Slice: pruneSlice}, db: c.db, rep: &PruneReport{}}
+	if err := p.measure(ctx); err != nil {
+		return 0, c.readFailed("measure the history", err)
+	}
+	return c.historyBytes.Load(), nil
+}
+
 // measure adds up what only the past has.
 func (p *pruner) measure(ctx context.Context) error {
 	total := int64(0)

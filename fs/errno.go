@@ -52,6 +52,7 @@ func errnoTable() []errnoRow {
 		{"volume.ErrNoStore", volume.ErrNoStore, unix.EIO},
 		{"volume.ErrLocked", volume.ErrLocked, unix.EIO},
 		{"volume.ErrFormat", volume.ErrFormat, unix.EIO},
+		{"volume.ErrSecond", volume.ErrSecond, unix.EIO},
 		{"context.Canceled", context.Canceled, unix.EINTR},
 		{"context.DeadlineExceeded", context.DeadlineExceeded, unix.EINTR},
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,6 +30,8 @@ const (
 	wholeBelow = 4 << 10
 	// dedupAbove: the content of a larger small blob is looked up before it is written to the journal once more.
 	dedupAbove = 4 << 10
+	// maxSuspect: what Adopt finds damaged of a larger blob is replaced, and not recorded.
+	maxSuspect = 64 << 20
 )
 
 // commit is commitBy on nobody's behalf.
@@ -75,18 +78,53 @@ func (f *file) commitLocked(ctx context.Context, kind commitKind, h *Handle) err
 		return err
 	}
 	if c.fails {
-		return f.commitAside(ctx, cm, c, row)
+		err := f.commitAside(ctx, cm, c, row)
+		if errors.Is(err, ErrConflict) {
+			f.v.beginCopies(ctx, commitIdle, level, &cm)()
+		}
+		return err
 	}
 	cm.Conflict = c.record
+	copied := f.v.beginCopies(ctx, kind, level, &cm)
 	if row, err = f.v.cat.Commit(ctx, c.who, cm); err != nil {
+		copied()
 		return err
 	}
 	f.settle(kind, c, row.Ver)
 	f.committed(cm.Splice)
 	if durable && kind != commitSync {
-		return f.v.cat.Sync(ctx)
+		err = f.v.cat.Sync(ctx)
 	}
-	return nil
+	copied()
+	return err
+}
+
+// beginCopies begins to write the second copies that the level of a file asks for, and returns a function that the caller calls once after the commit: it waits
+// for them, and hands the blobs to the guard. When the place of the copies fails the commit stands, and the store is degraded.
+func (v *Volume) beginCopies(ctx context.Context, kind commitKind, level string, cm *catalog.Commit) (end func()) {
+	if level == catalog.LevelBasic {
+		return func() {}
+	}
+	refs := refsOf(cm)
+	wait := func() error { return nil }
+	now := level == catalog.LevelCritical && kind != commitIdle && len(refs) > 0
+	if now {
+		wait = v.copies(ctx, refs, cm.Blobs)
+	}
+	return func() {
+		err := wait()
+		g := v.guard.Load()
+		if err != nil {
+			v.log.Error("a second copy cannot be written; what was closed is in the store, and is copied later", "dir", v.second.Dir(), "error", err)
+		}
+		if g == nil {
+			return
+		}
+		if now {
+			g.SecondCopy(err)
+		}
+		g.Stored(level, refs)
+	}
 }
 
 // committed makes the staged content the committed one.
@@ -233,8 +271,7 @@ func (v *Volume) addSmall(ctx context.Context, cm *catalog.Commit, body []byte, 
 		}
 		known, ok, err := v.cat.HasBlob(ctx, ref.Hash)
 		if err == nil && ok && known == ref {
-			copied := make([]byte, len(body))
-			if err := v.readBlob(ctx, ref, copied, 0); err == nil {
+			if v.intact(ctx, ref, body, level) {
 				return ref, []blobstore.Hash{ref.Hash}, nil
 			}
 			// The old copy is damaged: the new one goes into the record, and heals it from there.
@@ -246,6 +283,25 @@ func (v *Volume) addSmall(ctx context.Context, cm *catalog.Commit, body []byte, 
 	}
 	cm.Blobs = append(cm.Blobs, catalog.NewBlob{Ref: ref, Level: level, Body: body})
 	return ref, nil, nil
+}
+
+// intact reports whether the store's copy of a blob is what it should be, after it was replaced by body if it was not.
+func (v *Volume) intact(ctx context.Context, ref blobstore.Ref, body []byte, level string) bool {
+	if _, ok := v.cat.PendingBody(ref.Hash); ok {
+		return true
+	}
+	cause := v.blobs.Verify(ctx, ref)
+	if !isDamage(cause) {
+		return cause == nil
+	}
+	if _, ok := v.cat.PendingBody(ref.Hash); ok { // it arrived, or was not there yet
+		return true
+	}
+	err := v.blobs.PutBatch(ctx, []blobstore.Item{{Ref: ref, Meta: blobstore.Meta{Level: level, Time: time.Now()}, Data: body}})
+	if g := v.guard.Load(); g != nil {
+		g.Mended(ref, cause, err)
+	}
+	return err == nil
 }
 
 // planLarge hands the changed ranges, one behind the other, to the blobstore as one blob: the staging file itself where it holds
@@ -271,7 +327,12 @@ func (f *file) planLarge(ctx context.Context, cm *catalog.Commit, runs []run, to
 	meta := blobstore.Meta{Level: level, Time: time.Now()}
 	path := stage.path()
 	stage.adopted = true
-	if err := f.v.blobs.Adopt(ctx, sum, meta, path, durable); err != nil {
+	cause := f.v.suspect(ctx, sum.Ref)
+	err = f.v.blobs.Adopt(ctx, sum, meta, path, durable)
+	if g := f.v.guard.Load(); cause != nil && g != nil {
+		g.Mended(sum.Ref, cause, err)
+	}
+	if err != nil {
 		// The open descriptor still has the bytes; a path that is left would only be in the way.
 		os.Remove(path)
 		return pinned, err
@@ -279,6 +340,21 @@ func (f *file) planLarge(ctx context.Context, cm *catalog.Commit, runs []run, to
 	cm.Blobs = append(cm.Blobs, catalog.NewBlob{Ref: sum.Ref, Level: level})
 	addRuns(cm, runs, sum.Ref)
 	return pinned, nil
+}
+
+// suspect says what is damaged of a blob that the store has and that is about to be adopted once more; nil when it is intact, or new. Adopt looks, too, and
+// replaces what is damaged; what it found it does not say.
+func (v *Volume) suspect(ctx context.Context, ref blobstore.Ref) error {
+	if ref.Size > maxSuspect || v.guard.Load() == nil {
+		return nil
+	}
+	if _, ok, err := v.cat.HasBlob(ctx, ref.Hash); err != nil || !ok {
+		return nil
+	}
+	if err := v.blobs.Verify(ctx, ref); isDamage(err) {
+		return err
+	}
+	return nil
 }
 
 // stageHolds reports whether the staging file, from its start, is r and nothing else.

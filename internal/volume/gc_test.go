@@ -23,7 +23,8 @@ import (
 func keepNothing(t *testing.T, v *Volume) {
 	t.Helper()
 	none := Span(0)
-	if err := v.SetRetention(t.Context(), Retention{Path: "/", KeepAll: &none, Hourly: &none, Daily: &none, Weekly: &none}, false); err != nil {
+	all := Retention{Path: "/", KeepAll: &none, Hourly: &none, Daily: &none, Weekly: &none}
+	if _, err := v.SetRetention(t.Context(), all, RetentionChange{}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -330,21 +331,21 @@ func TestSetRetention(t *testing.T) {
 	dir := newStore(t, StorageHybrid)
 	v := openStore(t, dir)
 	hour, week, ten, mega := Span(time.Hour), Span(7*24*time.Hour), 10, Bytes(1<<20)
-	if err := v.SetRetention(ctx, Retention{Path: "/logs", KeepAll: &hour, MaxVersions: &ten, MaxBytes: &mega}, false); err != nil {
+	if _, err := v.SetRetention(ctx, Retention{Path: "/logs", KeepAll: &hour, MaxVersions: &ten, MaxBytes: &mega}, RetentionChange{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := v.RemovePath(ctx, actor(), "/status", true); err != nil {
 		t.Fatal(err)
 	}
 	for _, bad := range []Retention{{Path: "/none"}, {Path: "/status"}, {Path: "/logs", MaxVersions: ptr(-1)}, {Path: "/logs", KeepAll: ptr(Span(-1))}, {Path: "/logs", MaxBytes: ptr(Bytes(-5))}} {
-		if err := v.SetRetention(ctx, bad, false); err == nil {
+		if _, err := v.SetRetention(ctx, bad, RetentionChange{}); err == nil {
 			t.Errorf("%+v was accepted", bad)
 		}
 	}
 	if _, err := v.cat.Create(ctx, actor(), must(v.Resolve(ctx, "/logs")).Ino, "deep", catalog.NewInode{Mode: unix.S_IFDIR | 0o755}); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.SetRetention(ctx, Retention{Path: "/logs/deep", Daily: &week}, false); err != nil {
+	if _, err := v.SetRetention(ctx, Retention{Path: "/logs/deep", Daily: &week}, RetentionChange{}); err != nil {
 		t.Fatal(err)
 	}
 	check := func() {
@@ -366,10 +367,10 @@ func TestSetRetention(t *testing.T) {
 	v = openStore(t, dir)
 	defer closeStore(t, v)
 	check()
-	if err := v.SetRetention(ctx, Retention{Path: "/logs/deep"}, true); err != nil {
+	if _, err := v.SetRetention(ctx, Retention{Path: "/logs/deep"}, RetentionChange{Remove: true}); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.SetRetention(ctx, Retention{Path: "/logs/deep"}, true); !errors.Is(err, catalog.ErrNotExist) {
+	if _, err := v.SetRetention(ctx, Retention{Path: "/logs/deep"}, RetentionChange{Remove: true}); !errors.Is(err, catalog.ErrNotExist) {
 		t.Fatal(err)
 	}
 	if list, err := v.Policies(ctx); err != nil || len(list) != 2 {
@@ -411,7 +412,11 @@ func TestRetentionOfSettings(t *testing.T) {
 		strings.Repeat("[[retention]]\npath = \"/x\"\n", 1) + strings.Repeat("#", 10): "",
 		"[[retention]]\npath = \"/" + strings.Repeat("long", 2000) + "\"":             "path",
 	} {
-		if err := os.WriteFile(name, slices.Concat(base, []byte(text)), 0o600); err != nil {
+		both := slices.Concat(base, []byte(text))
+		if !strings.HasPrefix(text, "[") { // a key belongs to the table above it
+			both = slices.Concat([]byte(text+"\n"), base)
+		}
+		if err := os.WriteFile(name, both, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		_, err := ReadSettings(dir)

@@ -25,9 +25,17 @@ func documented() map[string]bool {
 		"blobs": true, "blobs/<ab>": true, "blobs/<ab>/<sha256>": true, "blobs/<ab>/<sha256>.zst": true, "blobs/<ab>/<sha256>.json": true,
 		"blobs/<ab>/<sha256>.moved-<number>": true, "blobs/<ab>/<sha256>.zst.moved-<number>": false, "blobs/<ab>/<sha256>.json.moved-<number>": false,
 		"blobs/.tmp": true, "blobs/.tmp/<number>": false, "staging": true, "staging/<ino>-<random>": true,
+		"second": true, "second/copy-of": true, "second/staging": true, "second/staging/copy-<random>": false,
+		"second/blobs.db": true, "second/blobs.db-wal": true, "second/blobs.db-shm": true,
+		"second/blobs": true, "second/blobs/<ab>": true, "second/blobs/<ab>/<sha256>": false, "second/blobs/<ab>/<sha256>.zst": false,
+		"second/blobs/<ab>/<sha256>.json": true, "second/blobs/.tmp": true, "second/blobs/.tmp/<number>": false,
+		"integrity.db": false, "integrity.db-wal": false, "integrity.db-shm": false, "quarantine/<sha256>.<time>": false,
+		"quarantine/integrity.db.<time>": false, "quarantine/integrity.db.<time>-wal": false, "quarantine/integrity.db.<time>-shm": false,
 		"quarantine": true, "quarantine/<first>.seg.torn-<time>": true, "quarantine/<first>.seg.dropped-<time>": false,
 		"quarantine/<first>.seg.unreadable-<time>": true, "quarantine/catalog.db.<time>": true,
 		"quarantine/catalog.db.<time>-wal": false, "quarantine/catalog.db.<time>-shm": false,
+		"backup": false, "audit": false, "audit/key": false, "audit/key.pub": false, "audit/tree": false, "audit/tree.old": false, "audit/checkpoints": false,
+		"audit/.key.tmp-<random>": false, "audit/.key.pub.tmp-<random>": false, "audit/.checkpoints.tmp-<random>": false,
 		".holdfast.toml.tmp-<random>": false, ".catalog.rebuild.tmp-<random>": false, "quarantine/.<first>.seg.dropped-<time>.tmp-<random>": false,
 	}
 }
@@ -148,6 +156,11 @@ func useStore(t *testing.T, dir string, fn func()) {
 	}
 	if _, err := v.WritePath(t.Context(), actor(), 0, "messages/small", 0o600, strings.NewReader("small")); err != nil {
 		t.Fatal(err)
+	}
+	for _, content := range []string{"small", strings.Repeat("large ", 20000)} {
+		if _, err := v.WritePath(t.Context(), actor(), 0, "tasks/critical", 0o600, strings.NewReader(content)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := v.cat.Flush(t.Context()); err != nil {
 		t.Fatal(err)

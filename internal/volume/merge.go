@@ -163,6 +163,7 @@ func (f *file) merge(ctx context.Context, group []span) error {
 		return err
 	}
 	f.base.apply(cm.Splice)
+	f.v.beginCopies(ctx, commitIdle, level, &cm)()
 	return nil
 }
 

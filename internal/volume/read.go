@@ -2,11 +2,9 @@ package volume
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
-	"holdfast/blobstore"
 	"holdfast/catalog"
 )
 
@@ -103,28 +101,6 @@ func (v *Volume) readSpan(ctx context.Context, stage *staging, s span, p []byte)
 		return v.readBlob(ctx, *s.blob, p, s.pos)
 	}
 	return nil
-}
-
-// readBlob fills p from the blob's offset off on.
-func (v *Volume) readBlob(ctx context.Context, ref blobstore.Ref, p []byte, off int64) error {
-	if off < 0 || off+int64(len(p)) > ref.Size {
-		return &blobstore.DamageError{Hash: ref.Hash, Part: "extent", Detail: "reaches over the end of the blob"}
-	}
-	// A body that is still on its way into the blobstore is read from memory. It may arrive between the two questions.
-	for try := 0; ; try++ {
-		if body, ok := v.cat.PendingBody(ref.Hash); ok {
-			copy(p, body[off:])
-			return nil
-		}
-		n, err := v.blobs.ReadAt(ctx, ref, p, off)
-		if errors.Is(err, blobstore.ErrNotFound) && try == 0 {
-			continue
-		}
-		if err == nil && n < len(p) {
-			err = &blobstore.DamageError{Hash: ref.Hash, Part: "size", Detail: "the blob is shorter than the catalog says"}
-		}
-		return err
-	}
 }
 
 // copyOut writes the content that m describes, size bytes, to w.

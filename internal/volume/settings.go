@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -52,6 +53,12 @@ type Settings struct {
 	Created time.Time `toml:"created" json:"created"`
 	// Retention says how much history is kept; where it says nothing, catalog.DefaultPolicy holds.
 	Retention []Retention `toml:"retention,omitempty" json:"retention,omitempty"`
+	// Backups are the places that get backups by themselves.
+	Backups []Backup `toml:"backup,omitempty" json:"backup,omitempty"`
+	// SecondCopy is the directory of the second copies of critical files; empty: "second" in the store.
+	SecondCopy string `toml:"second_copy,omitempty" json:"second_copy,omitempty"`
+	// Recovery says of directories how they recover from damage: see RollbackPolicy.
+	Recovery []RollbackPolicy `toml:"recovery,omitempty" json:"recovery,omitempty"`
 }
 
 func (s Settings) id() (id [16]byte, err error) {
@@ -70,6 +77,15 @@ func (s Settings) validate() error {
 	}
 	if _, err := s.id(); err != nil {
 		return err
+	}
+	if err := validateBackups(s.Backups); err != nil {
+		return err
+	}
+	if err := validateRollback(s.Recovery); err != nil {
+		return err
+	}
+	if s.SecondCopy != "" && (!filepath.IsAbs(s.SecondCopy) || strings.ContainsRune(s.SecondCopy, 0) || len(s.SecondCopy) > catalog.MaxPath) {
+		return fmt.Errorf("%w: second_copy is not the absolute path of a directory", ErrFormat)
 	}
 	switch s.Storage {
 	case StorageFile, StorageDatabase, StorageHybrid:
@@ -115,7 +131,9 @@ func defaultDirectories() []directory {
 type InitOptions struct {
 	Storage  string // default hybrid
 	UID, GID uint32 // owner of the root and of the five directories
-	Log      *slog.Logger
+	// SecondCopy is a directory, best on another disk, for the second copies of critical files. It is made, or empty, and its path absolute. Default: "second" in the store.
+	SecondCopy string
+	Log        *slog.Logger
 }
 
 // Init makes a store in dir, which must not exist or be an empty directory. After a crash in the middle dir is not a store
@@ -128,7 +146,8 @@ func Init(ctx context.Context, dir string, opt InitOptions) (Settings, error) {
 	if opt.Storage == "" {
 		opt.Storage = StorageHybrid
 	}
-	s := Settings{Format: Format, StoreID: hex.EncodeToString(id), Storage: opt.Storage, Created: time.Now().UTC().Truncate(time.Second)}
+	s := Settings{Format: Format, StoreID: hex.EncodeToString(id), Storage: opt.Storage, Created: time.Now().UTC().Truncate(time.Second),
+		Backups: []Backup{defaultBackup()}, SecondCopy: opt.SecondCopy}
 	if err := s.validate(); err != nil {
 		return Settings{}, err
 	}
@@ -142,6 +161,11 @@ func Init(ctx context.Context, dir string, opt InitOptions) (Settings, error) {
 	}
 	for _, sub := range []string{"", "journal", "blobs", stagingDir, "quarantine"} {
 		if err := durable.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			return Settings{}, err
+		}
+	}
+	if s.SecondCopy != "" {
+		if err := makeSecond(s.SecondCopy, s.StoreID); err != nil {
 			return Settings{}, err
 		}
 	}

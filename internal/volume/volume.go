@@ -67,6 +67,9 @@ type Volume struct {
 	lock     *os.File
 	cat      *catalog.Catalog
 	blobs    blobstore.Store
+	second   *Second
+	guard    atomic.Pointer[guardian]
+	activity atomic.Uint64 // see Activity
 
 	settingsMu sync.Mutex
 	settings   Settings
@@ -126,6 +129,7 @@ func open(ctx context.Context, opt Options, s Settings) (_ *Volume, err error) {
 	if err != nil {
 		return nil, err
 	}
+	v.second = newSecond(dir, s, opt.ReadOnly, opt.Log)
 	v.cat, err = catalog.Open(ctx, catalog.Options{Dir: dir, StoreID: id, Blobs: v.blobs, ReadOnly: opt.ReadOnly, Log: opt.Log})
 	if err != nil {
 		return nil, err
@@ -241,6 +245,9 @@ func (v *Volume) release(ctx context.Context) error {
 	if v.blobs != nil {
 		errs = append(errs, v.blobs.Close())
 	}
+	if v.second != nil {
+		errs = append(errs, v.second.close())
+	}
 	if v.lock != nil {
 		if !v.readOnly && v.settings.StoreID != "" {
 			errs = append(errs, takeReserve(v.dir))
@@ -259,6 +266,8 @@ func (v *Volume) Settings() Settings {
 	defer v.settingsMu.Unlock()
 	s := v.settings
 	s.Retention = slices.Clone(s.Retention)
+	s.Backups = slices.Clone(s.Backups)
+	s.Recovery = slices.Clone(s.Recovery)
 	return s
 }
 

@@ -1,0 +1,138 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"holdfast/blobstore"
+	"holdfast/catalog"
+)
+
+// Guard looks after the blobs of a volume. Its methods may be called concurrently, and while files are locked: they call no method of a Handle.
+type Guard interface {
+	// Heal mends a blob that a read found damaged or missing, for the reason cause, so that the next read of it succeeds.
+	Heal(ctx context.Context, ref blobstore.Ref, cause error) error
+	// Stored says that a commit of a file of that level, which is above basic, names the blobs. It returns at once.
+	Stored(level string, refs []blobstore.Ref)
+	// Mended says that a write brought the content of a blob whose stored copy was damaged, and that this was replaced, or why it could not be.
+	Mended(ref blobstore.Ref, cause, err error)
+	// SecondCopy says that the place of the second copies fails, or, with nil, that it works again. It returns at once.
+	SecondCopy(err error)
+}
+
+// guardian holds the Guard; an atomic.Pointer cannot hold an interface.
+type guardian struct{ Guard }
+
+// SetGuard names who looks after the blobs. nil: nobody, and damage is an error.
+func (v *Volume) SetGuard(g Guard) {
+	if g == nil {
+		v.guard.Store(nil)
+		return
+	}
+	v.guard.Store(&guardian{g})
+}
+
+// Catalog is the volume's catalog, for who checks and mends it. It is closed with the volume.
+func (v *Volume) Catalog() *catalog.Catalog { return v.cat }
+
+// Blobs is the volume's blob store, for who checks and mends it. It is closed with the volume.
+func (v *Volume) Blobs() blobstore.Store { return v.blobs }
+
+// Second is the place of the second copies. It is closed with the volume.
+func (v *Volume) Second() *Second { return v.second }
+
+// Logger is the volume's log.
+func (v *Volume) Logger() *slog.Logger { return v.log }
+
+// Activity counts the reads and commits so far, so that background work can see whether somebody is waiting.
+func (v *Volume) Activity() uint64 { return v.activity.Load() }
+
+func isDamage(err error) bool {
+	return errors.Is(err, blobstore.ErrDamaged) || errors.Is(err, blobstore.ErrNotFound)
+}
+
+// readBlob fills p from the blob's offset off on. A blob that is damaged is healed first. One that cannot be, because the disk is full, or the volume
+// read-only, is read from wherever else it is.
+func (v *Volume) readBlob(ctx context.Context, ref blobstore.Ref, p []byte, off int64) error {
+	v.activity.Add(1)
+	if off < 0 || off > ref.Size || int64(len(p)) > ref.Size-off {
+		return &blobstore.DamageError{Hash: ref.Hash, Part: "extent", Detail: "reaches over the end of the blob"}
+	}
+	err := v.ReadStored(ctx, ref, p, off)
+	if err == nil || !isDamage(err) {
+		return err
+	}
+	if g := v.guard.Load(); g != nil {
+		if healed := g.Heal(ctx, ref, err); healed == nil {
+			if err = v.ReadStored(ctx, ref, p, off); err == nil {
+				return nil
+			}
+		} else {
+			err = fmt.Errorf("%w; %w", err, healed)
+		}
+	}
+	if ctx.Err() == nil && v.readCopy(ctx, ref, p, off) == nil {
+		return nil
+	}
+	return err
+}
+
+// ReadStored fills p with verified bytes from the blob's offset off on, as the blob store or the journal's newest records have them; nothing is healed.
+// Errors as of blobstore.Getter.
+func (v *Volume) ReadStored(ctx context.Context, ref blobstore.Ref, p []byte, off int64) error {
+	// A body that is still on its way into the blobstore is read from memory. It may arrive between the two questions.
+	for try := 0; ; try++ {
+		if body, ok := v.cat.PendingBody(ref.Hash); ok && off >= 0 && off <= int64(len(body)) && len(p) <= len(body)-int(off) {
+			copy(p, body[off:])
+			return nil
+		}
+		n, err := v.blobs.ReadAt(ctx, ref, p, off)
+		if errors.Is(err, blobstore.ErrNotFound) && try == 0 {
+			continue
+		}
+		if err == nil && n < len(p) {
+			err = &blobstore.DamageError{Hash: ref.Hash, Part: "size", Detail: "the blob is shorter than the catalog says"}
+		}
+		return err
+	}
+}
+
+// readCopy is ReadStored from the second copy or the journal.
+func (v *Volume) readCopy(ctx context.Context, ref blobstore.Ref, p []byte, off int64) error {
+	err := v.second.ReadAt(ctx, ref, p, off)
+	if err == nil || ref.Size > blobstore.MaxSmall {
+		return err
+	}
+	body, err := v.cat.JournalBody(ctx, ref.Hash)
+	if err != nil {
+		return err
+	}
+	if int64(len(body)) != ref.Size {
+		return &blobstore.DamageError{Hash: ref.Hash, Part: "size", Detail: "the journal has it with another size"}
+	}
+	copy(p, body[off:])
+	return nil
+}
+
+// readerOf reads a blob from its start by calls of read; n bytes at a time at most.
+type blobReader struct {
+	ctx  context.Context
+	ref  blobstore.Ref
+	off  int64
+	read func(ctx context.Context, ref blobstore.Ref, p []byte, off int64) error
+}
+
+func (r *blobReader) Read(p []byte) (int, error) {
+	if r.off >= r.ref.Size {
+		return 0, io.EOF
+	}
+	p = p[:min(int64(len(p)), r.ref.Size-r.off)]
+	if err := r.read(r.ctx, r.ref, p, r.off); err != nil {
+		return 0, err
+	}
+	r.off += int64(len(p))
+	return len(p), nil
+}
