@@ -23,6 +23,7 @@ func documented() map[string]bool {
 		"journal": true, "journal/<first>.seg": true, "journal/<first>.seg.tmp": false,
 		"<db>": true, "<db>-wal": true, "<db>-shm": true, "catalog.db.sums": true, ".catalog.db.sums.tmp-<random>": false, "catalog.rebuild": false,
 		"blobs": true, "blobs/<ab>": true, "blobs/<ab>/<sha256>": true, "blobs/<ab>/<sha256>.zst": true, "blobs/<ab>/<sha256>.json": true,
+		"blobs/<ab>/<sha256>.par": false, "blobs/<ab>/<sha256>.par.moved-<number>": false,
 		"blobs/<ab>/<sha256>.moved-<number>": true, "blobs/<ab>/<sha256>.zst.moved-<number>": false, "blobs/<ab>/<sha256>.json.moved-<number>": false,
 		"blobs/.tmp": true, "blobs/.tmp/<number>": false, "staging": true, "staging/<ino>-<random>": true,
 		"second": true, "second/copy-of": true, "second/staging": true, "second/staging/copy-<random>": false,
