@@ -125,3 +125,32 @@ func (c *Catalog) VersionedInodes(ctx context.Context, after Ino, max int) (list
 	})
 	return list, c.readFailed("list the inodes", err)
 }
+
+// InodeBlobs returns up to max of the ranges of a file, now and as far as history is kept, in the order of the records that wrote them and of their offsets,
+// behind the range after (the zero BlobUser: from the first). What is not in catalog.db yet is not among them.
+func (c *Catalog) InodeBlobs(ctx context.Context, ino Ino, after BlobUser, max int) (list []BlobUser, err error) {
+	err = c.db.Read(ctx, func(conn *sqldb.Conn) error {
+		st := conn.Prep(`SELECT from_seq, to_seq, off, len, blob, blob_size, root, blob_off FROM extents
+			WHERE ino = ? AND (from_seq, off) > (?, ?) ORDER BY from_seq, off LIMIT ?`).
+			BindInt64(1, int64(ino)).BindInt64(2, int64(after.From)).BindInt64(3, after.Extent.Off).BindInt64(4, int64(max))
+		for {
+			ok, err := st.Step()
+			if err != nil || !ok {
+				return err
+			}
+			u := BlobUser{Ino: ino, From: Seq(st.Int64(0)), To: Head}
+			if !st.IsNull(1) {
+				u.To = Seq(st.Int64(1))
+			}
+			u.Extent = Extent{Off: st.Int64(2), Len: st.Int64(3), Blob: blobstore.Ref{Size: st.Int64(5)}, BlobOff: st.Int64(7)}
+			if err := st.WantBytes(4, u.Extent.Blob.Hash[:]); err != nil {
+				return err
+			}
+			if err := optionalBytes(st, 6, u.Extent.Blob.Root[:]); err != nil {
+				return err
+			}
+			list = append(list, u)
+		}
+	})
+	return list, c.readFailed("read the content of a file", err)
+}
