@@ -19,6 +19,9 @@ func (c *Catalog) Exact(ctx context.Context, ino Ino, at Seq) error {
 	if err != nil || before == 0 {
 		return err
 	}
+	if after == 0 {
+		return fmt.Errorf("inode %d after record %d: %w; the oldest moment that is kept of it is @v%d", ino, at, ErrThinned, before)
+	}
 	return fmt.Errorf("inode %d after record %d: %w; the nearest moments that are kept of it are @v%d and @v%d", ino, at, ErrThinned, after, before)
 }
 
@@ -50,12 +53,16 @@ func (c *Catalog) gapAt(ctx context.Context, ino Ino, at Seq) (after, before Seq
 }
 
 func loadGap(c *sqldb.Conn, ino Ino, at Seq) (after, before Seq, err error) {
-	st := c.Prep("SELECT after, before FROM gaps WHERE ino = ? AND after < ? ORDER BY after DESC LIMIT 1").BindInt64(1, int64(ino)).BindInt64(2, int64(at))
+	st := c.Prep("SELECT "+gapsColumns+", row_sum FROM gaps WHERE ino = ? AND after < ? ORDER BY after DESC LIMIT 1").BindInt64(1, int64(ino)).BindInt64(2, int64(at))
 	ok, err := st.Step()
 	if err != nil || !ok {
 		return 0, 0, err
 	}
-	if after, before = Seq(st.Int64(0)), Seq(st.Int64(1)); at >= before {
+	var r rowRead
+	if err := r.read(st, 0, tableGaps); err != nil {
+		return 0, 0, err
+	}
+	if after, before = Seq(r.int(1)), Seq(r.int(2)); at >= before {
 		after, before = 0, 0
 	}
 	return after, before, st.Done()
@@ -109,6 +116,17 @@ func (c *Catalog) Horizon(ctx context.Context) (Seq, error) {
 	return 0, nil
 }
 
+// KeptMoments returns the moments before the horizon that are kept of what is under the policy of that path, in order, and at the end the horizon, from which on
+// every moment is. None before anything was thinned under it.
+func (c *Catalog) KeptMoments(ctx context.Context, policy string) ([]Seq, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return slices.Clone(c.kept[policy]), nil
+}
+
 // ExactMoment is ErrThinned when what is under the policy of that path, as it was after the record at, is not kept as a whole: it lies below the policy's
 // horizon and is no snapshot that the policy keeps. What did not change around it may still be read.
 func (c *Catalog) ExactMoment(ctx context.Context, policy string, at Seq) error {
@@ -149,17 +167,21 @@ const maxKept = 1 << 20
 func loadKept(ctx context.Context, db *sqldb.DB) (map[string][]Seq, error) {
 	all, n := make(map[string][]Seq), 0
 	err := db.Read(ctx, func(c *sqldb.Conn) error {
-		st := c.Prep("SELECT policy, seq FROM kept ORDER BY policy, seq")
+		st := c.Prep("SELECT " + keptColumns + ", row_sum FROM kept ORDER BY policy, seq")
+		var r rowRead
 		for {
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err
 			}
-			if n++; n > maxKept || st.Len(0) > MaxPath {
+			if err := r.read(st, 0, tableKept); err != nil {
+				return err
+			}
+			if n++; n > maxKept || len(r.bytes(0)) > MaxPath {
 				return fmt.Errorf("catalog.db: the kept moments are impossible: %w", sqldb.ErrCorrupt)
 			}
-			policy := string(st.AppendBytes(nil, 0))
-			all[policy] = append(all[policy], Seq(st.Int64(1)))
+			policy := string(r.bytes(0))
+			all[policy] = append(all[policy], Seq(r.int(1)))
 		}
 	})
 	return all, err

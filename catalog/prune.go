@@ -32,7 +32,7 @@ type PruneOptions struct {
 	Pause func(context.Context) error
 	// InUse says of an inode without a name that somebody has it open.
 	InUse func(Ino) bool
-	// Sweep also looks for blobs that no record has named for long: what a killed process left.
+	// Sweep also looks for what a killed process left: inodes that nobody has open any more, and, but for a dry run, blobs that no record ever named.
 	Sweep bool
 }
 
@@ -178,7 +178,7 @@ func (p *pruner) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if p.o.Sweep && !p.o.DryRun {
+	if p.o.Sweep {
 		if err := p.sweepDead(ctx); err != nil {
 			return err
 		}
@@ -423,7 +423,7 @@ func (p *pruner) changedIn(ctx context.Context, cursor, before Seq) (inos []Ino,
 		clear(seen)
 		inos = inos[:0]
 		err = p.db.Read(ctx, func(c *sqldb.Conn) error {
-			st := c.Prep("SELECT from_seq, ino FROM inodes WHERE from_seq > ? AND from_seq <= ? ORDER BY from_seq LIMIT ?").
+			st := c.Prep("SELECT from_seq, ino FROM inodes WHERE from_seq > ? AND from_seq <= ? ORDER BY from_seq LIMIT ? + 0").
 				BindInt64(1, int64(from)).BindInt64(2, int64(to)).BindInt64(3, int64(limit))
 			for {
 				ok, err := st.Step()

@@ -80,12 +80,16 @@ func (p *pruner) boundFile(ctx context.Context, i int, ino Ino, max int, byHand 
 	var oldest Seq // of the versions that stay
 	more := false
 	err := p.db.Read(ctx, func(c *sqldb.Conn) error {
-		st := c.Prep("SELECT seq FROM versions WHERE ino = ? ORDER BY num DESC LIMIT 2 OFFSET ?").BindInt64(1, int64(ino)).BindInt64(2, int64(max-1))
+		st := c.Prep("SELECT "+versionsColumns+", row_sum FROM versions WHERE ino = ? ORDER BY num DESC LIMIT 2 OFFSET ?").BindInt64(1, int64(ino)).BindInt64(2, int64(max-1))
 		ok, err := st.Step()
 		if err != nil || !ok {
 			return err
 		}
-		oldest = Seq(st.Int64(0))
+		var r rowRead
+		if err := r.read(st, 0, tableVersions); err != nil {
+			return err
+		}
+		oldest = Seq(r.int(2))
 		more, err = st.Step()
 		return err
 	})
@@ -142,6 +146,18 @@ func (p *pruner) boundBytes(ctx context.Context, i int, byHand []Seq) error {
 	err := p.thin(ctx, i, p.c.withHeld(byHand, cut))
 	p.rep.Policies[i].BySize += p.rep.Policies[i].Versions - before
 	return err
+}
+
+// HistoryBytes is Stats.HistoryBytes; it is measured now, by reading all extents, when no Prune has done that yet.
+func (c *Catalog) HistoryBytes(ctx context.Context) (int64, error) {
+	if n := c.historyBytes.Load(); n >= 0 {
+		return n, nil
+	}
+	p := &pruner{c: c, o: PruneOptions{Slice: pruneSlice}, db: c.db, rep: &PruneReport{}}
+	if err := p.measure(ctx); err != nil {
+		return 0, c.readFailed("measure the history", err)
+	}
+	return c.historyBytes.Load(), nil
 }
 
 // measure adds up what only the past has.

@@ -204,6 +204,10 @@ func (c *collector) attributes(ctx context.Context, r *catalog.Record, mine bool
 		if errors.Is(err, catalog.ErrStale) {
 			continue // it is new
 		}
+		if errors.Is(err, catalog.ErrThinned) {
+			changed[row.Ino] = true // nobody knows any more
+			continue
+		}
 		if err != nil {
 			return err
 		}

@@ -126,7 +126,11 @@ func (d *differ) findTouched() error {
 	all := make(map[catalog.Ino]struct{}, len(set))
 	for ino := range set {
 		for _, at := range []catalog.Seq{d.a, d.b} {
-			if err := d.mark(all, ino, at); err != nil {
+			err := d.mark(all, ino, at)
+			if errors.Is(err, catalog.ErrThinned) {
+				return nil // it may be elsewhere: what is not kept of the trees is found when it is walked to
+			}
+			if err != nil {
 				return err
 			}
 		}

@@ -268,3 +268,49 @@ func TestDiff(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestBesideWhatIsThinned: what retention has thinned away in one directory does not stand in the way of undo and diff elsewhere, and is reported, never taken
+// for empty.
+func TestBesideWhatIsThinned(t *testing.T) {
+	p := newPast(t)
+	ctx := t.Context()
+	p.mkdir("b", "/d")
+	p.mkdir("b", "/beats")
+	p.write("b", "/d/plan", "plan")
+	p.write("b", "/beats/now", "0")
+	none := volume.Span(0)
+	policy := volume.Retention{Path: "/beats", KeepAll: &none, Hourly: &none, Daily: &none, Weekly: &none}
+	if _, err := p.vol.SetRetention(ctx, policy, volume.RetentionChange{}); err != nil {
+		t.Fatal(err)
+	}
+	from := p.now()
+	start := p.since()
+	for i := range 5 { // as programs do that replace a file
+		p.write("a", "/beats/.tmp", fmt.Sprint(i))
+		p.rename("a", "/beats/.tmp", "/beats/now")
+	}
+	p.write("a", "/d/plan", "junk")
+	p.write("a", "/d/mess", "x")
+	p.write("a", "/beats/last", "z")
+	if rep, err := p.vol.Prune(ctx, false); err != nil || rep.Versions() == 0 {
+		t.Fatalf("%+v, %v", rep, err)
+	}
+	to := p.now()
+	var changed []string
+	p.ok(Diff(ctx, p.vol, from, to, "/d", func(d Difference) error {
+		changed = append(changed, d.Kind+d.Path)
+		return nil
+	}))
+	if slices.Sort(changed); !slices.Equal(changed, []string{DiffAdded + "/d/mess", DiffChanged + "/d/plan"}) {
+		t.Errorf("diff beside what is thinned: %q", changed)
+	}
+	for _, where := range []string{"/", "/beats"} {
+		if err := Diff(ctx, p.vol, from, to, where, func(Difference) error { return nil }); !errors.Is(err, catalog.ErrThinned) {
+			t.Errorf("diff of %s: %v", where, err)
+		}
+	}
+	p.left(p.undo(Undo{Agent: "a", Since: start, Path: "/d", DryRun: true}))
+	r := p.undo(Undo{Agent: "a", Since: start})
+	p.left(r, "/beats by ", "/beats/last by ", "/beats/now by ")
+	p.want("/d/plan", "plan", "/d/mess", "none", "/beats/now", "4", "/beats/last", "z")
+}

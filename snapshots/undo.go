@@ -94,6 +94,9 @@ func saveOpen(ctx context.Context, vol *volume.Volume, dry bool) error {
 	return vol.SaveOpen(ctx)
 }
 
+// thinnedReason is why a change is left that nobody can take back.
+const thinnedReason = "retention has thinned away what it was"
+
 // decider turns trails into a plan.
 type decider struct {
 	ctx   context.Context
@@ -137,12 +140,17 @@ func (d *decider) lookupAt(k place, at catalog.Seq) (catalog.Ino, error) {
 // decideNames makes a binding of each name that does not lead where it did.
 func (d *decider) decideNames() error {
 	var cand []*binding
+	lost := make(map[catalog.Ino]int)
 	for k, t := range d.c.names {
 		if t.first == 0 {
 			continue
 		}
 		at := t.before(d.u.Force)
 		want, err := d.lookupAt(k, at)
+		if errors.Is(err, catalog.ErrThinned) {
+			lost[k.dir]++
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -170,6 +178,9 @@ func (d *decider) decideNames() error {
 		}
 		b.path = path.Join(dir, b.name)
 	}
+	if err := d.reportLost(lost); err != nil {
+		return err
+	}
 	slices.SortFunc(cand, func(a, b *binding) int { return compare(a.path, b.path) })
 	var elsewhere []*binding
 	wanted := make(map[catalog.Ino]bool)
@@ -190,6 +201,21 @@ func (d *decider) decideNames() error {
 			if err := d.decideName(b); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// reportLost leaves the names, so many in each directory, of which nobody knows any more where they led.
+func (d *decider) reportLost(lost map[catalog.Ino]int) error {
+	for _, dir := range slices.Sorted(maps.Keys(lost)) {
+		p, err := d.pathOf(dir, 0)
+		if err != nil {
+			return err
+		}
+		d.kept[dir] = true
+		if within(p, d.u.Path) {
+			d.leave(p, "", "%s: where %d names in it led", thinnedReason, lost[dir])
 		}
 	}
 	return nil
@@ -274,7 +300,7 @@ func (d *decider) pathOf(dir catalog.Ino, depth int) (string, error) {
 		} else {
 			var err error
 			p, err = d.vol.Path(d.ctx, dir)
-			if errors.Is(err, catalog.ErrNotExist) {
+			if errors.Is(err, catalog.ErrNotExist) || errors.Is(err, catalog.ErrStale) {
 				p, err = fmt.Sprintf("/(removed directory %d)", dir), nil
 			}
 			if err != nil {
@@ -349,6 +375,9 @@ func (d *decider) cannotCome(b *binding, wanted map[catalog.Ino]bool, leaving ma
 		return "", err
 	}
 	then, err := d.vol.GetAt(d.ctx, b.want, b.at)
+	if errors.Is(err, catalog.ErrThinned) {
+		return thinnedReason, nil
+	}
 	if err != nil {
 		return "", err
 	}
@@ -371,6 +400,9 @@ func (d *decider) cannotGo(b *binding, leaving map[catalog.Ino]int) (reason, age
 	older := true // than the changes that are undone, and than the last of them that gave it this name
 	for _, at := range []catalog.Seq{d.c.start - 1, b.at} {
 		then, err := d.vol.GetAt(d.ctx, b.now, at)
+		if errors.Is(err, catalog.ErrThinned) {
+			return thinnedReason, "", nil
+		}
 		if err != nil && !errors.Is(err, catalog.ErrStale) {
 			return "", "", err
 		}
@@ -418,6 +450,9 @@ func (d *decider) decideInodes() error {
 			continue
 		}
 		row, err := d.tx.Get(d.ctx, ino)
+		if errors.Is(err, catalog.ErrStale) {
+			continue // nothing is left of it: its names were reported
+		}
 		if err != nil {
 			return err
 		}
@@ -449,7 +484,7 @@ func (d *decider) decideTimes() error {
 		_, err := d.vol.GetAt(d.ctx, k.dir, at)
 		if err == nil {
 			d.p.times[k.dir] = at
-		} else if !errors.Is(err, catalog.ErrStale) {
+		} else if !errors.Is(err, catalog.ErrStale) && !errors.Is(err, catalog.ErrThinned) {
 			return err
 		}
 	}
@@ -479,6 +514,10 @@ func (d *decider) decideInode(ino catalog.Ino, t *trail, b *binding) error {
 	then, err := d.vol.GetAt(d.ctx, ino, at)
 	if errors.Is(err, catalog.ErrStale) {
 		return nil // its beginning is among the changes
+	}
+	if errors.Is(err, catalog.ErrThinned) {
+		d.leave(p, "", "%s", thinnedReason)
+		return nil
 	}
 	if err != nil {
 		return err

@@ -187,7 +187,17 @@ func parseFrame(b []byte, m marker, t *crc32.Table) (f frame, why string) {
 	if got, want := crc32.Checksum(b[:frmCRC], t), binary.LittleEndian.Uint32(b[frmCRC:]); got != want {
 		return f, fmt.Sprintf("the frame's checksum is %08x, it should be %08x", got, want)
 	}
-	f = frame{
+	f = decodeFrame(b)
+	if f.headLen > MaxHead || f.bodyLen > MaxBody || f.flags > flagBodyDropped|flagHeadDropped || f.flags == flagHeadDropped ||
+		f.seq == 0 || f.seq > maxSeq || f.synced >= f.seq {
+		return f, "the frame's fields are out of range"
+	}
+	return f, ""
+}
+
+// decodeFrame reads the fields of b[:frameSize].
+func decodeFrame(b []byte) frame {
+	f := frame{
 		seq:     binary.LittleEndian.Uint64(b[frmSeq:]),
 		time:    int64(binary.LittleEndian.Uint64(b[frmTime:])),
 		synced:  binary.LittleEndian.Uint64(b[frmSynced:]),
@@ -197,11 +207,7 @@ func parseFrame(b []byte, m marker, t *crc32.Table) (f frame, why string) {
 		dataCRC: binary.LittleEndian.Uint32(b[frmDataCRC:]),
 	}
 	copy(f.chain[:], b[frmChain:])
-	if f.headLen > MaxHead || f.bodyLen > MaxBody || f.flags > flagBodyDropped|flagHeadDropped || f.flags == flagHeadDropped ||
-		f.seq == 0 || f.seq > maxSeq || f.synced >= f.seq {
-		return f, "the frame's fields are out of range"
-	}
-	return f, ""
+	return f
 }
 
 // link computes the chain hash of the record whose frame is b[:frameSize] and whose head follows.

@@ -61,6 +61,8 @@ type reader struct {
 	waiting []*DamageError // found when the segment was opened
 	bytes   int64          // of the segments opened so far
 
+	seen func(Entry) error // is shown each record; nil: nobody
+
 	foreign   bool // the segment being read is another store's
 	headerBad bool // or its header is damaged
 	openEnd   bool // the last damage reached the end of the last segment: how many records it takes is unknown
@@ -106,7 +108,10 @@ func (r *reader) next() (Entry, *DamageError, error) {
 			return Entry{}, r.gap(g), nil
 		case e.Seq != 0:
 			r.synced = max(r.synced, r.w.synced)
-			return e, nil, nil
+			if r.seen != nil {
+				err = r.seen(e)
+			}
+			return e, nil, err
 		}
 		if len(r.segs) == 0 {
 			return Entry{}, nil, nil

@@ -38,8 +38,8 @@ func (e *env) app() *cli.App {
 			"  holdfast log ~/work/tasks/1.txt\n" +
 			"  holdfast cat ~/work/tasks/1.txt@1\n" +
 			"  holdfast umount ~/work\n\n" +
-			"Exit codes: 0 done, 1 failed, 2 wrong usage, 10 no such store, 11 in use by another process, 26 damage found,\n" +
-			"130 interrupted.",
+			"Exit codes: 0 done, 1 failed, 2 wrong usage, 10 no such store, 11 in use by another process, 12 retention has\n" +
+			"thinned the moment away, 26 damage found, 130 interrupted.",
 		HideVersion:     true,
 		HideHelpCommand: true,
 		Writer:          e.stdout,
@@ -58,7 +58,7 @@ func (e *env) app() *cli.App {
 	for _, s := range []spec{
 		e.initCommand(), e.mountCommand(), e.umountCommand(), e.statusCommand(), e.logCommand(), e.catCommand(),
 		e.putCommand(), e.getCommand(), e.lsCommand(), e.rmCommand(), e.snapshotCommand(), e.diffCommand(), e.restoreCommand(),
-		e.undoCommand(), e.versionCommand(),
+		e.undoCommand(), e.backupCommand(), e.retentionCommand(), e.gcCommand(), e.versionCommand(),
 	} {
 		app.Commands = append(app.Commands, e.command(s))
 	}

@@ -74,10 +74,13 @@ func TestUsage(t *testing.T) {
 		{"mount", "a"}, {"mount", "a", "b", "c"}, {"umount"}, {"status", "a", "b"}, {"log"}, {"cat"}, {"cat", "a", "b"}, {"put", "a"},
 		{"get", "a"}, {"ls"}, {"rm"}, {"version", "x"}, {"ls", "--store"}, {"ls", "-lz", "x"}, {"put", "--mode", "9", "/dev/null", "x"},
 		{"put", "--mode", "77777", "-", "x"}, {"ls", ""}, {"mount", "-o", "cpuprofile=", "a", "b"},
+		{"gc", "x"}, {"retention"}, {"retention", "frob"}, {"retention", "set", "x"}, {"retention", "set", "--hourly", "7d"}, {"retention", "unset"},
+		{"retention", "set", "x", "--hourly", "soon"}, {"retention", "set", "x", "--max-versions", "-1"}, {"retention", "set", "x", "--max-bytes", "lots"},
+		{"retention", "show", "x", "--daily", "7d"}, {"retention", "set", "x", "--keep-all", "200y"},
 	} {
 		fails(t, exitUsage, []string{"--help`"}, args...)
 	}
-	for _, c := range []string{"init", "mount", "umount", "status", "log", "cat", "put", "get", "ls", "rm", "snapshot", "diff", "restore", "undo", "version"} {
+	for _, c := range []string{"init", "mount", "umount", "status", "log", "cat", "put", "get", "ls", "rm", "snapshot", "diff", "restore", "undo", "backup", "retention", "gc", "version"} {
 		out := ok(t, c, "--help")
 		if !strings.Contains(out, "Example: holdfast "+c) || !strings.Contains(out, "--json") || ok(t, "help", c) != out {
 			t.Errorf("help of %s:\n%s", c, out)
@@ -311,7 +314,7 @@ func TestStatus(t *testing.T) {
 	}
 	for _, name := range []string{
 		"store", "id", "format", "storage", "created", "mounted", "mount", "files", "directories", "versions", "oldest_version", "version_bytes", "blobs", "unique_bytes",
-		"stored_bytes", "journal_bytes", "journal_seq", "synced_seq", "open_files", "staged_bytes", "problems", "requests",
+		"stored_bytes", "journal_bytes", "journal_seq", "synced_seq", "history", "open_files", "staged_bytes", "problems", "requests",
 	} {
 		if _, ok := fields[name]; !ok {
 			t.Errorf("status --json lacks %q", name)
@@ -341,14 +344,15 @@ func TestStatus(t *testing.T) {
 
 func TestDamageHasItsExitCode(t *testing.T) {
 	p := newPlace(t, "--storage", "file")
+	// status is basic: nothing has a second copy of what is in it.
 	text := make([]byte, 300_000)
 	for i := range text {
 		text[i] = byte(i * i >> 7)
 	}
-	if r := runWith(t, string(text), "put", "-", p.store+":/tasks/f"); r.code != 0 {
+	if r := runWith(t, string(text), "put", "-", p.store+":/status/f"); r.code != 0 {
 		t.Fatalf("%+v", r)
 	}
-	if r := runWith(t, "intact", "put", "-", p.store+":/tasks/g"); r.code != 0 {
+	if r := runWith(t, "intact", "put", "-", p.store+":/status/g"); r.code != 0 {
 		t.Fatalf("%+v", r)
 	}
 	sum := fmt.Sprintf("%x", sha256.Sum256(text))
@@ -378,22 +382,22 @@ func TestDamageHasItsExitCode(t *testing.T) {
 	if err != nil || damaged != 1 {
 		t.Fatalf("%d blobs were damaged, %v", damaged, err)
 	}
-	r := run(t, "cat", p.store+":/tasks/f")
+	r := run(t, "cat", p.store+":/status/f")
 	if r.code != exitDamage || !strings.Contains(r.stderr, "damaged") || !strings.HasPrefix(string(text), r.stdout) {
 		t.Errorf("cat of a damaged file: exit code %d, %d bytes, %s", r.code, len(r.stdout), r.stderr)
 	}
 	dest := filepath.Join(t.TempDir(), "out")
-	if r := run(t, "get", p.store+":/tasks/f", dest); r.code != exitDamage {
+	if r := run(t, "get", p.store+":/status/f", dest); r.code != exitDamage {
 		t.Errorf("get of a damaged file: %+v", r)
 	}
 	if _, err := os.Stat(dest); err == nil {
 		t.Error("a damaged file was put out")
 	}
 	p.mount()
-	if r := run(t, "cat", p.dir+"/tasks/f"); r.code != exitDamage {
+	if r := run(t, "cat", p.dir+"/status/f"); r.code != exitDamage {
 		t.Errorf("cat of a damaged file, mounted: exit code %d, %s", r.code, r.stderr)
 	}
-	wantText(t, "the other file", ok(t, "cat", p.dir+"/tasks/g"), "intact")
+	wantText(t, "the other file", ok(t, "cat", p.dir+"/status/g"), "intact")
 }
 
 // TestInterrupt: an interrupted put changes nothing, mounted or not.

@@ -40,6 +40,7 @@ type daemon struct {
 	log *slog.Logger
 	vol *volume.Volume
 	srv *fs.Server
+	svc *services
 	ctl *control.Server // nil when the store's directory cannot be written
 }
 
@@ -146,6 +147,14 @@ func (d *daemon) start(ctx context.Context) (err error) {
 			err = errors.Join(err, d.vol.Close(work))
 		}
 	}()
+	if d.svc, err = newServices(work, d.vol, d.log); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.svc.Close())
+		}
+	}()
 	if err := clearMountPoint(d.m); err != nil {
 		return err
 	}
@@ -159,7 +168,8 @@ func (d *daemon) start(ctx context.Context) (err error) {
 		Mount:    control.Mount{Dir: d.m.dir, PID: os.Getpid(), Since: time.Now().UTC(), ReadOnly: d.m.readOnly},
 		Requests: d.srv.Requests,
 		Unmount:  func(lazy bool) error { return unmountError(d.m.dir, d.srv.Unmount(lazy)) },
-	})
+	}, d.svc)
+	d.svc.start(work)
 	d.ctl, err = control.Listen(work, d.m.store, ops, d.log)
 	if err != nil && d.m.readOnly {
 		d.log.Warn("no control socket: the commands will not reach this mount", "error", err)
@@ -244,5 +254,5 @@ func (d *daemon) finish() error {
 		defer cancel()
 		errs = append(errs, d.ctl.Shutdown(ctx))
 	}
-	return errors.Join(append(errs, d.vol.Close(context.Background()))...)
+	return errors.Join(append(errs, d.svc.Close(), d.vol.Close(context.Background()))...)
 }

@@ -10,6 +10,7 @@ import (
 	"holdfast/catalog"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
+	"holdfast/snapshots/backup"
 )
 
 // The exit codes; scripts rely on them.
@@ -19,6 +20,7 @@ const (
 	exitUsage       = 2
 	exitNoStore     = 10
 	exitLocked      = 11
+	exitThinned     = 12
 	exitDamage      = 26
 	exitInterrupted = 130
 )
@@ -46,9 +48,11 @@ func exitCode(err error) int {
 		{control.ErrRequest, exitUsage},
 		{volume.ErrNoStore, exitNoStore},
 		{volume.ErrLocked, exitLocked},
+		{catalog.ErrThinned, exitThinned},
 		{blobstore.ErrDamaged, exitDamage},
 		{blobstore.ErrNotFound, exitDamage}, // a blob that the catalog names
 		{catalog.ErrDamaged, exitDamage},
+		{backup.ErrDamaged, exitDamage},
 	} {
 		if errors.Is(err, k.err) {
 			return k.code

@@ -137,6 +137,18 @@ func stateOf(ctx context.Context, m mountEntry) mountState {
 	return s
 }
 
+// historyText says what the past costs and how far it reaches.
+func historyText(h control.HistoryCost) string {
+	text := fmt.Sprintf("%s that only the past has, %d snapshots", formatBytes(h.Bytes), h.Snapshots)
+	switch {
+	case h.Horizon != nil && h.Oldest != nil:
+		text += fmt.Sprintf("; every moment since %s, the oldest before that %s", formatTime(*h.Horizon), formatTime(*h.Oldest))
+	case h.Oldest != nil:
+		text += "; every moment since " + formatTime(*h.Oldest)
+	}
+	return text
+}
+
 func writeStatus(out io.Writer, st control.Status) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
@@ -155,6 +167,7 @@ func writeStatus(out io.Writer, st control.Status) error {
 	if st.OldestVersion != nil {
 		row("oldest version", "%s", formatTime(*st.OldestVersion))
 	}
+	row("history", "%s", historyText(st.History))
 	row("contents", "%s in all versions, %s in %d blobs after deduplication, stored in %s", formatBytes(st.VersionBytes), formatBytes(st.UniqueBytes), st.Blobs, formatBytes(st.StoredBytes))
 	row("journal", "%s, %d records, %d on stable storage", formatBytes(st.JournalBytes), st.JournalSeq, st.SyncedSeq)
 	if st.OpenFiles > 0 {

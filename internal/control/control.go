@@ -9,6 +9,7 @@ package control
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"path"
@@ -66,6 +67,9 @@ type Ops interface {
 	// the last user has gone. ErrNotMounted when there is none.
 	Unmount(ctx context.Context, lazy bool) error
 	History
+	// Call does what one of the Services offers under a name, with arguments that encode as JSON, and calls fn with each document of the answer, until fn
+	// returns an error, which Call returns. ErrRequest when there is no such operation. See CallEach.
+	Call(ctx context.Context, who Caller, name string, args any, fn func(json.RawMessage) error) error
 	// Close releases the connection, or closes the volume that Dial opened.
 	Close() error
 }
@@ -80,22 +84,32 @@ type Status struct {
 	Mounted bool      `json:"mounted"`
 	Mount   *Mount    `json:"mount"` // nil when not mounted
 
-	Files         int64      `json:"files"`
-	Directories   int64      `json:"directories"`
-	Versions      int64      `json:"versions"`
-	OldestVersion *time.Time `json:"oldest_version"` // nil when there is no version
-	VersionBytes  int64      `json:"version_bytes"`  // of all versions, each counted whole
-	Blobs         int64      `json:"blobs"`
-	UniqueBytes   int64      `json:"unique_bytes"` // of all versions, after deduplication
-	StoredBytes   int64      `json:"stored_bytes"` // of all versions, after deduplication and compression
-	JournalBytes  int64      `json:"journal_bytes"`
-	JournalSeq    uint64     `json:"journal_seq"` // number of the newest record
-	SyncedSeq     uint64     `json:"synced_seq"`  // number of the newest record that is on stable storage
-	OpenFiles     int        `json:"open_files"`
-	StagedBytes   int64      `json:"staged_bytes"` // in memory, of files that are being written
-	Problems      []string   `json:"problems"`     // what is wrong with the store, as far as is known; empty when nothing is
+	Files         int64       `json:"files"`
+	Directories   int64       `json:"directories"`
+	Versions      int64       `json:"versions"`
+	OldestVersion *time.Time  `json:"oldest_version"` // nil when there is no version
+	VersionBytes  int64       `json:"version_bytes"`  // of all versions, each counted whole
+	Blobs         int64       `json:"blobs"`
+	UniqueBytes   int64       `json:"unique_bytes"` // of all versions, after deduplication
+	StoredBytes   int64       `json:"stored_bytes"` // of all versions, after deduplication and compression
+	JournalBytes  int64       `json:"journal_bytes"`
+	JournalSeq    uint64      `json:"journal_seq"` // number of the newest record
+	SyncedSeq     uint64      `json:"synced_seq"`  // number of the newest record that is on stable storage
+	History       HistoryCost `json:"history"`
+	OpenFiles     int         `json:"open_files"`
+	StagedBytes   int64       `json:"staged_bytes"` // in memory, of files that are being written
+	Problems      []string    `json:"problems"`     // what is wrong with the store, as far as is known; empty when nothing is
 
 	Requests map[string]uint64 `json:"requests"` // FUSE requests served since the mount, by operation; nil when not mounted
+}
+
+// HistoryCost says what the past costs, and how far it reaches.
+type HistoryCost struct {
+	// Bytes is the content that files have no more, before deduplication and compression, as it was when the history was thinned or measured last.
+	Bytes     int64      `json:"bytes"`
+	Snapshots int        `json:"snapshots"`
+	Oldest    *time.Time `json:"oldest_moment"` // that is kept as a whole where no directory has a policy of its own; nil in an empty store
+	Horizon   *time.Time `json:"horizon"`       // every moment since is kept there; nil: nothing was thinned yet
 }
 
 // Mount describes a mount and the daemon that serves it.

@@ -26,6 +26,7 @@ type errorKind struct {
 // part of the protocol: they may be added to, not changed.
 func errorKinds() []errorKind {
 	return []errorKind{
+		{"thinned", catalog.ErrThinned, http.StatusGone},
 		{"not-exist", catalog.ErrNotExist, http.StatusNotFound},
 		{"exist", catalog.ErrExist, http.StatusConflict},
 		{"not-dir", catalog.ErrNotDir, http.StatusConflict},

@@ -30,6 +30,7 @@ type History interface {
 	Restore(ctx context.Context, who Caller, r RestoreRequest, fn func(snapshots.Step) error) (uint64, error)
 	// Undo undoes changes: see snapshots.Undo, and Restore.
 	Undo(ctx context.Context, who Caller, u snapshots.Undo, fn func(snapshots.Step) error) (uint64, error)
+	Retention
 }
 
 // Snapshot describes a snapshot.
@@ -95,7 +96,7 @@ func historyParameters(method, route string) []string {
 	case "POST " + routeUndo:
 		return []string{"path", "by", "since", "force", "dry", "agent", "program"}
 	}
-	return nil
+	return retentionParameters(method, route)
 }
 
 // historyRequest are the fields of a request of History.
@@ -109,6 +110,7 @@ type historyRequest struct {
 	since  time.Time
 	force  bool
 	dry    bool
+	policy PolicyChange // but for its path and DryRun
 }
 
 // set reads a parameter; ok is false when it is none of these.
@@ -145,7 +147,7 @@ func (h *historyRequest) set(name, v string) (ok bool, err error) {
 	case "dry":
 		h.dry, err = parseFlag(v)
 	default:
-		return false, nil
+		return h.policy.set(name, v)
 	}
 	return true, err
 }
@@ -192,13 +194,17 @@ func (h *historyRequest) get(name string) (v string, ok bool) {
 	case "dry":
 		return formatFlag(h.dry), true
 	}
-	return "", false
+	return h.policy.get(name)
 }
 
 // complete says what a request of History lacks.
 func (q *request) complete() error {
 	zero := snapshots.Moment{}
 	switch q.method + " " + q.route {
+	case "POST " + routeCall:
+		if q.history.name == "" {
+			return fmt.Errorf("%w: the name of the operation is missing", ErrRequest)
+		}
 	case "POST " + routeSnapshots:
 		if q.history.action == "" || q.history.action != SnapshotCreate && q.history.name == "" {
 			return fmt.Errorf("%w: the action or the name is missing", ErrRequest)
@@ -215,6 +221,8 @@ func (q *request) complete() error {
 		if q.history.since.IsZero() {
 			return fmt.Errorf("%w: since is missing", ErrRequest)
 		}
+	case "POST " + routePolicies:
+		return q.history.policy.complete()
 	}
 	return nil
 }
@@ -253,7 +261,7 @@ func (s *Server) serveHistory(w http.ResponseWriter, r *http.Request, q request)
 		u := snapshots.Undo{Agent: h.by, Since: h.since, Path: q.path, Force: h.force, DryRun: h.dry}
 		streamSteps(s, w, r, func(fn func(snapshots.Step) error) (uint64, error) { return s.ops.Undo(ctx, q.who, u, fn) })
 	default:
-		return false
+		return s.serveRetention(w, r, q)
 	}
 	return true
 }
@@ -271,7 +279,7 @@ func streamSteps(s *Server, w http.ResponseWriter, r *http.Request, run func(fun
 // Snapshots implements History.
 func (c *Client) Snapshots(ctx context.Context) ([]Snapshot, error) {
 	var list []Snapshot
-	err := items(ctx, c, request{method: http.MethodGet, route: routeSnapshots}, func(s Snapshot) error {
+	err := items(ctx, c, request{method: http.MethodGet, route: routeSnapshots}, nil, func(s Snapshot) error {
 		list = append(list, s)
 		return nil
 	})
@@ -288,13 +296,13 @@ func (c *Client) ChangeSnapshot(ctx context.Context, who Caller, change Snapshot
 // Diff implements History.
 func (c *Client) Diff(ctx context.Context, from, to snapshots.Moment, path string, fn func(snapshots.Difference) error) error {
 	q := request{method: http.MethodGet, route: routeDiff, path: path, history: historyRequest{from: from, at: to}}
-	return items(ctx, c, q, fn)
+	return items(ctx, c, q, nil, fn)
 }
 
 // Changes implements History.
 func (c *Client) Changes(ctx context.Context, query snapshots.ChangeQuery, fn func(snapshots.Change) error) error {
 	q := request{method: http.MethodGet, route: routeChanges, path: query.Path, history: historyRequest{by: query.Agent, since: query.Since}}
-	return items(ctx, c, q, fn)
+	return items(ctx, c, q, nil, fn)
 }
 
 // Restore implements History. The ids in who are those of this process, whatever they say.
@@ -310,7 +318,7 @@ func (c *Client) Undo(ctx context.Context, who Caller, u snapshots.Undo, fn func
 }
 
 func (c *Client) steps(ctx context.Context, q request, fn func(snapshots.Step) error) (seq uint64, err error) {
-	err = items(ctx, c, q, func(l stepLine) error {
+	err = items(ctx, c, q, nil, func(l stepLine) error {
 		if l.Step != nil {
 			return fn(*l.Step)
 		}

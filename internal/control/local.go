@@ -24,21 +24,28 @@ type Mounted struct {
 
 // Local is an Ops over a volume of this process.
 type Local struct {
-	vol     *volume.Volume
-	mounted *Mounted
-	owned   bool
+	vol      *volume.Volume
+	mounted  *Mounted
+	services Services // nil: none
+	owned    bool
 }
 
-// NewLocal returns an Ops over vol; mounted is nil when it is not mounted. Close does not close vol.
-func NewLocal(vol *volume.Volume, mounted *Mounted) *Local { return &Local{vol: vol, mounted: mounted} }
+// NewLocal returns an Ops over vol; mounted is nil when it is not mounted, services when there are none. Close closes neither vol nor services.
+func NewLocal(vol *volume.Volume, mounted *Mounted, services Services) *Local {
+	return &Local{vol: vol, mounted: mounted, services: services}
+}
 
-// Close closes the volume if Dial opened it.
+// Close closes the services and the volume if Dial opened them.
 func (l *Local) Close() error {
 	if !l.owned {
 		return nil
 	}
+	var err error
+	if l.services != nil {
+		err = l.services.Close()
+	}
 	// What is staged must be saved even by a command that was interrupted.
-	return l.vol.Close(context.Background())
+	return errors.Join(err, l.vol.Close(context.Background()))
 }
 
 // Status implements Ops.
@@ -54,6 +61,9 @@ func (l *Local) Status(ctx context.Context) (Status, error) {
 		VersionBytes: st.VersionBytes, Blobs: st.Blobs.Blobs, UniqueBytes: st.Blobs.PlainBytes, StoredBytes: st.Blobs.StoredBytes,
 		JournalBytes: st.JournalBytes, JournalSeq: uint64(st.Seq), SyncedSeq: uint64(st.Synced),
 		OpenFiles: st.OpenFiles, StagedBytes: st.Staged, Problems: []string{},
+	}
+	if out.History, err = l.historyCost(ctx, st); err != nil {
+		return Status{}, err
 	}
 	if !st.OldestVersion.IsZero() {
 		t := st.OldestVersion.UTC()

@@ -10,6 +10,7 @@ import (
 
 	"holdfast/catalog"
 
+	"holdfast/internal/volume"
 	"holdfast/snapshots"
 )
 
@@ -131,6 +132,11 @@ func FuzzRequest(f *testing.F) {
 		{method: "GET", route: routeChanges, path: "/", history: historyRequest{by: "agent", since: now()}},
 		{method: "POST", route: routeRestore, path: "/a", history: historyRequest{at: snapshots.Moment{Time: now()}, to: "/b", dry: true}},
 		{method: "POST", route: routeUndo, path: "/a", history: historyRequest{by: "agent", since: now(), force: true}},
+		{method: "POST", route: routePrune, history: historyRequest{dry: true}},
+		{method: "GET", route: routePolicies},
+		{method: "POST", route: routePolicies, path: "/a", history: historyRequest{policy: PolicyChange{Remove: true}}},
+		{method: "POST", route: routePolicies, path: "/a", history: historyRequest{dry: true, policy: PolicyChange{Set: volume.Retention{
+			KeepAll: new(volume.Span), Hourly: new(volume.Span), Daily: new(volume.Span), Weekly: new(volume.Span), MaxVersions: new(int), MaxBytes: new(volume.Bytes)}}}},
 	} {
 		f.Add(q.method + " " + q.target() + " HTTP/1.1\r\nHost: h\r\n\r\n")
 	}

@@ -89,25 +89,55 @@ func (v *Volume) Eras(ctx context.Context, spans []catalog.NameSpan, old []Era) 
 		}
 		e, ok := known[s]
 		if !ok {
-			first, err := v.versionAt(ctx, s.Ino, s.From)
-			if err != nil {
+			var err error
+			if e, err = v.eraOf(ctx, s); err != nil {
 				return nil, err
 			}
-			last := s.To
-			if last != catalog.Head {
-				last--
-			}
-			e = Era{NameSpan: s, First: max(first, 1)}
-			if e.Last, err = v.versionAt(ctx, s.Ino, last); err != nil {
-				return nil, err
-			}
-			e.Last = max(e.Last, e.First-1)
 		}
 		e.Before = before
 		before = e.Count()
 		out = append(out, e)
 	}
 	return out, nil
+}
+
+// eraOf returns the era of a span that led to a regular file; its Before is for the caller to fill.
+func (v *Volume) eraOf(ctx context.Context, s catalog.NameSpan) (Era, error) {
+	first, err := v.firstVersion(ctx, s)
+	if err != nil {
+		return Era{}, err
+	}
+	last := s.To
+	if last != catalog.Head {
+		last--
+	}
+	e := Era{NameSpan: s, First: max(first, 1)}
+	if e.Last, err = v.versionAt(ctx, s.Ino, last); err != nil {
+		return Era{}, err
+	}
+	e.Last = max(e.Last, e.First-1)
+	return e, nil
+}
+
+// firstVersion returns the number of the version that the file of a span came with; 0 when it was made there, also when retention has thinned that away. Of one
+// that came from another name and was thinned, it is that of the first moment that is kept.
+func (v *Volume) firstVersion(ctx context.Context, s catalog.NameSpan) (uint64, error) {
+	row, err := v.cat.GetAt(ctx, s.Ino, s.From)
+	if !errors.Is(err, catalog.ErrThinned) {
+		return versionOf(row, err)
+	}
+	at, err := v.cat.ExactFrom(ctx, s.Ino, s.From)
+	if err != nil {
+		return 0, err
+	}
+	if row, err = v.cat.GetAt(ctx, s.Ino, at); err != nil {
+		return versionOf(row, err)
+	}
+	made, err := v.cat.TimeOf(ctx, s.From)
+	if err == nil && row.Btime >= made.UnixNano() {
+		return 0, nil
+	}
+	return row.Ver, err
 }
 
 // versionAt returns the number of the newest version that an inode had after the record at, or, where that is thinned away, at the first moment after
@@ -119,6 +149,10 @@ func (v *Volume) versionAt(ctx context.Context, ino catalog.Ino, at catalog.Seq)
 			row, err = v.cat.GetAt(ctx, ino, at)
 		}
 	}
+	return versionOf(row, err)
+}
+
+func versionOf(row catalog.Inode, err error) (uint64, error) {
 	if errors.Is(err, catalog.ErrStale) || errors.Is(err, catalog.ErrNotExist) {
 		return 0, nil
 	}

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -63,16 +64,17 @@ func (v *Volume) walkVersions(ctx context.Context, p string, fn func(int, catalo
 	if err != nil {
 		return err
 	}
-	eras, err := v.Eras(ctx, spans, nil)
-	if err != nil {
-		return err
-	}
+	before := uint64(0)
 	for i, s := range spans {
 		if s.Type&unix.S_IFMT != unix.S_IFREG {
 			continue
 		}
-		e := &eras[0]
-		eras = eras[1:]
+		e, err := v.eraOf(ctx, s) // one at a time: a file that is replaced again and again has very many
+		if err != nil {
+			return err
+		}
+		e.Before = before
+		before = e.Count()
 		for from := e.First; from <= e.Last; {
 			list, err := v.cat.VersionRange(ctx, e.Ino, from, e.Last+1)
 			if err != nil {
@@ -127,14 +129,16 @@ func (v *Volume) ReadPath(ctx context.Context, p string, at Moment, w io.Writer)
 }
 
 func (v *Volume) readVersion(ctx context.Context, p string, at Moment, w io.Writer) error {
+	if at.Number > 0 {
+		return v.readNumber(ctx, p, at.Number, w)
+	}
+	if err := v.knownAt(ctx, p, at.Time); err != nil {
+		return err
+	}
 	var found *catalog.Version
 	gone := false
 	err := v.walkVersions(ctx, p, func(number int, ver catalog.Version, removed time.Time) error {
 		switch {
-		case at.Number > 0:
-			if number == at.Number {
-				found = &ver
-			}
 		case number == 0:
 			if !removed.After(at.Time) {
 				gone = true
@@ -148,9 +152,6 @@ func (v *Volume) readVersion(ctx context.Context, p string, at Moment, w io.Writ
 		return err
 	}
 	if found == nil || gone {
-		if at.Number > 0 {
-			return fmt.Errorf("%w: it has no version %d", catalog.ErrNotExist, at.Number)
-		}
 		return fmt.Errorf("%w at %s", catalog.ErrNotExist, at.Time.Format(time.RFC3339))
 	}
 	m, err := v.versionContent(ctx, found)
@@ -158,6 +159,67 @@ func (v *Volume) readVersion(ctx context.Context, p string, at Moment, w io.Writ
 		return err
 	}
 	return v.copyOut(ctx, m, 0, found.Size, w)
+}
+
+// knownAt is catalog.ErrThinned when retention has thinned away what p was at a time: the version before that is left may not be what it held then.
+func (v *Volume) knownAt(ctx context.Context, p string, at time.Time) error {
+	seq, err := v.cat.SeqAt(ctx, at)
+	if err != nil {
+		return err
+	}
+	spans, err := v.PathHistory(ctx, p)
+	if err != nil {
+		return err
+	}
+	for _, s := range spans {
+		if s.From <= seq && seq < s.To {
+			return v.cat.Exact(ctx, s.Ino, seq)
+		}
+	}
+	dir, err := v.Resolve(ctx, path.Dir(path.Clean("/"+p)))
+	if errors.Is(err, catalog.ErrNotExist) || errors.Is(err, catalog.ErrNotDir) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return v.cat.Exact(ctx, dir.Ino, seq)
+}
+
+// readNumber is ReadPath for a number of the log. It looks at the eras only, not at the versions in them.
+func (v *Volume) readNumber(ctx context.Context, p string, number int, w io.Writer) error {
+	spans, err := v.PathHistory(ctx, p)
+	if err != nil {
+		return err
+	}
+	before := uint64(0)
+	for _, s := range spans {
+		if s.Type&unix.S_IFMT != unix.S_IFREG {
+			continue
+		}
+		e, err := v.eraOf(ctx, s)
+		if err != nil {
+			return err
+		}
+		e.Before = before
+		if before = e.Count(); before < uint64(number) {
+			continue
+		}
+		num := e.First + uint64(number) - e.Before - 1
+		list, err := v.cat.VersionRange(ctx, e.Ino, num, num+1)
+		if err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			return fmt.Errorf("version %d: %w; `holdfast log` lists those that are left", number, catalog.ErrThinned)
+		}
+		m, err := v.versionContent(ctx, &list[0])
+		if err != nil {
+			return err
+		}
+		return v.copyOut(ctx, m, 0, list[0].Size, w)
+	}
+	return fmt.Errorf("%w: it has no version %d", catalog.ErrNotExist, number)
 }
 
 func (v *Volume) readAtSeq(ctx context.Context, p string, seq catalog.Seq, w io.Writer) error {

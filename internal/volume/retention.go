@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sys/unix"
@@ -144,8 +145,8 @@ type Retention struct {
 }
 
 func (r *Retention) validate() error {
-	if len(r.Path) > catalog.MaxPath || r.Path != path.Clean("/"+r.Path) || strings.ContainsRune(r.Path, 0) {
-		return fmt.Errorf("retention of %q: the path must begin with / and be as short as possible", r.Path[:min(len(r.Path), 200)])
+	if len(r.Path) > catalog.MaxPath || r.Path != path.Clean("/"+r.Path) || strings.ContainsRune(r.Path, 0) || !utf8.ValidString(r.Path) {
+		return fmt.Errorf("retention of %q: the path must begin with /, be as short as possible, and be UTF-8", r.Path[:min(len(r.Path), 200)])
 	}
 	if r.MaxVersions != nil && (*r.MaxVersions < 0 || *r.MaxVersions > math.MaxInt32) {
 		return fmt.Errorf("retention of %s: max_versions is %d", r.Path, *r.MaxVersions)
@@ -159,6 +160,21 @@ func (r *Retention) validate() error {
 		return fmt.Errorf("retention of %s: max_bytes is negative", r.Path)
 	}
 	return nil
+}
+
+// Own returns the keys of holdfast.toml that r sets.
+func (r *Retention) Own() []string {
+	var out []string
+	for _, k := range []struct {
+		name string
+		set  bool
+	}{{"keep_all", r.KeepAll != nil}, {"hourly", r.Hourly != nil}, {"daily", r.Daily != nil}, {"weekly", r.Weekly != nil},
+		{"max_versions", r.MaxVersions != nil}, {"max_bytes", r.MaxBytes != nil}} {
+		if k.set {
+			out = append(out, k.name)
+		}
+	}
+	return out
 }
 
 func validateRetention(list []Retention) error {
@@ -225,48 +241,89 @@ func (s Settings) policies() []catalog.Policy {
 
 // Policies returns the retention policies in force: that of the root first, and those of directories that exist.
 func (v *Volume) Policies(ctx context.Context) ([]catalog.Policy, error) {
-	list := v.Settings().policies()
-	out := list[:1]
-	for _, p := range list[1:] {
+	list, err := v.placed(ctx, v.Settings())
+	return slices.DeleteFunc(list, func(p catalog.Policy) bool { return p.Dir == 0 }), err
+}
+
+// placed returns the policies of settings, with Dir 0 where there is no such directory.
+func (v *Volume) placed(ctx context.Context, s Settings) ([]catalog.Policy, error) {
+	list := s.policies()
+	for i := range list[1:] {
+		p := &list[i+1]
 		row, err := v.Resolve(ctx, p.Path)
 		switch {
 		case err == nil && row.Mode&unix.S_IFMT == unix.S_IFDIR:
 			p.Dir = row.Ino
-			out = append(out, p)
 		case err != nil && !errors.Is(err, catalog.ErrNotExist) && !errors.Is(err, catalog.ErrNotDir):
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// RetentionState is a policy and what has come of it.
+type RetentionState struct {
+	catalog.Policy
+	Own  []string      // the keys of holdfast.toml that are set for this directory
+	Kept []catalog.Seq // the moments before the horizon that are kept, and at the end the horizon; none before anything was thinned
+}
+
+// Retention returns the policies of holdfast.toml, that of the root first and each behind those above it; Dir is 0 where there is no such directory now.
+func (v *Volume) Retention(ctx context.Context) ([]RetentionState, error) {
+	return v.retentionOf(ctx, v.Settings())
+}
+
+func (v *Volume) retentionOf(ctx context.Context, s Settings) ([]RetentionState, error) {
+	list, err := v.placed(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]RetentionState, len(list))
+	for i := range list {
+		out[i].Policy = list[i]
+		if k := slices.IndexFunc(s.Retention, func(r Retention) bool { return r.Path == list[i].Path }); k >= 0 {
+			out[i].Own = s.Retention[k].Own()
+		}
+		if out[i].Kept, err = v.cat.KeptMoments(ctx, list[i].Path); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
 }
 
-// SetRetention puts r in the place of what holdfast.toml says of r.Path, which must be a directory, or takes it away when remove is set. It holds from the
-// next thinning on. holdfast.toml is replaced atomically; comments in it are lost.
-func (v *Volume) SetRetention(ctx context.Context, r Retention, remove bool) error {
-	if v.readOnly {
-		return catalog.ErrReadOnly
+// RetentionChange says what SetRetention does.
+type RetentionChange struct {
+	Remove bool // what is set for the path is taken away
+	DryRun bool // nothing is changed
+}
+
+// SetRetention puts r in the place of what holdfast.toml says of r.Path, which must be a directory, or takes it away. It holds from the
+// next thinning on. holdfast.toml is replaced atomically; comments in it are lost. What is then in force is returned.
+func (v *Volume) SetRetention(ctx context.Context, r Retention, change RetentionChange) ([]RetentionState, error) {
+	if v.readOnly && !change.DryRun {
+		return nil, catalog.ErrReadOnly
 	}
 	r.Path = path.Clean("/" + r.Path)
-	if !remove {
+	if !change.Remove {
 		row, err := v.Resolve(ctx, r.Path)
 		if err == nil && row.Mode&unix.S_IFMT != unix.S_IFDIR {
-			err = fmt.Errorf("%s: %w", r.Path, catalog.ErrNotDir)
+			err = catalog.ErrNotDir
 		}
 		if err != nil {
-			return err
+			return nil, fmt.Errorf("retention of %s: %w", r.Path, err)
 		}
 	}
 	v.settingsMu.Lock()
 	defer v.settingsMu.Unlock()
 	s, err := ReadSettings(v.dir) // somebody may have edited it
 	if err != nil {
-		return err
+		return nil, err
 	}
 	i := slices.IndexFunc(s.Retention, func(x Retention) bool { return x.Path == r.Path })
 	switch {
-	case remove && i < 0:
-		return fmt.Errorf("%s: %w: it has no retention of its own", r.Path, catalog.ErrNotExist)
-	case remove:
+	case change.Remove && i < 0:
+		return nil, fmt.Errorf("%s: %w: it has no retention of its own", r.Path, catalog.ErrNotExist)
+	case change.Remove:
 		s.Retention = slices.Delete(s.Retention, i, i+1)
 	case i >= 0:
 		s.Retention[i] = r
@@ -274,15 +331,21 @@ func (v *Volume) SetRetention(ctx context.Context, r Retention, remove bool) err
 		s.Retention = append(s.Retention, r)
 	}
 	if err := s.validate(); err != nil {
-		return fmt.Errorf("%w: %w", catalog.ErrInvalid, err)
+		return nil, fmt.Errorf("%w: %w", catalog.ErrInvalid, err)
+	}
+	if change.DryRun {
+		return v.retentionOf(ctx, s)
 	}
 	text, err := toml.Marshal(s)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := durable.WriteFile(filepath.Join(v.dir, settingsFile), text, 0o600); err != nil {
-		return err
+		return nil, err
 	}
 	v.settings = s
-	return nil
+	return v.retentionOf(ctx, s)
 }
+
+// HistoryBytes is catalog.HistoryBytes.
+func (v *Volume) HistoryBytes(ctx context.Context) (int64, error) { return v.cat.HistoryBytes(ctx) }
