@@ -54,13 +54,9 @@ func (c *Catalog) BlobUsers(ctx context.Context, h blobstore.Hash, max int) (lis
 			if err != nil || !ok {
 				return err
 			}
-			r.Extent = Extent{}
-			if err := r.scan(st); err != nil {
+			u, err := r.user(st)
+			if err != nil {
 				return err
-			}
-			u := BlobUser{Ino: Ino(r.row.int(0)), From: r.from, To: Head, Extent: r.Extent}
-			if !r.row.isNull(4) {
-				u.To = Seq(r.row.int(4))
 			}
 			list = append(list, u)
 		}
@@ -78,6 +74,18 @@ func (c *Catalog) BlobUsers(ctx context.Context, h blobstore.Hash, max int) (lis
 		}
 	}
 	return list, nil
+}
+
+func (r *extentRow) user(st *sqldb.Stmt) (BlobUser, error) {
+	r.Extent = Extent{}
+	if err := r.scan(st); err != nil {
+		return BlobUser{}, err
+	}
+	u := BlobUser{Ino: Ino(r.row.int(0)), From: r.from, To: Head, Extent: r.Extent}
+	if !r.row.isNull(4) {
+		u.To = Seq(r.row.int(4))
+	}
+	return u, nil
 }
 
 // userKey tells two ranges of files apart.
@@ -123,4 +131,26 @@ func (c *Catalog) VersionedInodes(ctx context.Context, after Ino, max int) (list
 		return nil
 	})
 	return list, c.readFailed("list the inodes", err)
+}
+
+// InodeBlobs returns up to max of the ranges of a file, now and as far as history is kept, in the order of the records that wrote them and of their offsets,
+// behind the range after (the zero BlobUser: from the first). What is not in catalog.db yet is not among them.
+func (c *Catalog) InodeBlobs(ctx context.Context, ino Ino, after BlobUser, max int) (list []BlobUser, err error) {
+	err = c.db.Read(ctx, func(conn *sqldb.Conn) error {
+		st := conn.Prep("SELECT "+extentColumns+" FROM extents WHERE ino = ? AND (from_seq, off) > (?, ?) ORDER BY from_seq, off LIMIT ? + 0").
+			BindInt64(1, int64(ino)).BindInt64(2, int64(after.From)).BindInt64(3, after.Extent.Off).BindInt64(4, int64(max))
+		var r extentRow
+		for {
+			ok, err := st.Step()
+			if err != nil || !ok {
+				return err
+			}
+			u, err := r.user(st)
+			if err != nil {
+				return err
+			}
+			list = append(list, u)
+		}
+	})
+	return list, c.readFailed("read the content of a file", err)
 }
