@@ -8,6 +8,7 @@ import (
 
 	"holdfast/blobstore"
 	"holdfast/catalog"
+	"holdfast/integrity"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
 	"holdfast/snapshots/backup"
@@ -52,6 +53,9 @@ func exitCode(err error) int {
 		{blobstore.ErrDamaged, exitDamage},
 		{blobstore.ErrNotFound, exitDamage}, // a blob that the catalog names
 		{catalog.ErrDamaged, exitDamage},
+		{errDamageFound, exitDamage},
+		{integrity.ErrNotHealed, exitDamage},
+		{integrity.ErrPolicy, exitDamage},
 		{backup.ErrDamaged, exitDamage},
 	} {
 		if errors.Is(err, k.err) {
