@@ -66,6 +66,7 @@ type Ops interface {
 	// the last user has gone. ErrNotMounted when there is none.
 	Unmount(ctx context.Context, lazy bool) error
 	History
+	Audit
 	// Close releases the connection, or closes the volume that Dial opened.
 	Close() error
 }

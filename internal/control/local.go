@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"sync"
 	"time"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
 	"holdfast/catalog"
+	"holdfast/integrity/audit"
 	"holdfast/internal/volume"
 )
 
@@ -20,6 +22,9 @@ type Mounted struct {
 	Mount    Mount
 	Requests func() map[string]uint64 // FUSE requests so far, by operation
 	Unmount  func(lazy bool) error    // ErrBusy when the mount is in use
+
+	Audit      *audit.Log // nil when it could not be opened
+	AuditError error      // why
 }
 
 // Local is an Ops over a volume of this process.
@@ -27,6 +32,9 @@ type Local struct {
 	vol     *volume.Volume
 	mounted *Mounted
 	owned   bool
+
+	auditMu sync.Mutex
+	audit   *audit.Log // opened by auditLog
 }
 
 // NewLocal returns an Ops over vol; mounted is nil when it is not mounted. Close does not close vol.
@@ -34,11 +42,12 @@ func NewLocal(vol *volume.Volume, mounted *Mounted) *Local { return &Local{vol: 
 
 // Close closes the volume if Dial opened it.
 func (l *Local) Close() error {
+	err := l.closeAudit()
 	if !l.owned {
-		return nil
+		return err
 	}
 	// What is staged must be saved even by a command that was interrupted.
-	return l.vol.Close(context.Background())
+	return errors.Join(err, l.vol.Close(context.Background()))
 }
 
 // Status implements Ops.
@@ -71,6 +80,7 @@ func (l *Local) Status(ctx context.Context) (Status, error) {
 	if l.mounted != nil {
 		m := l.mounted.Mount
 		out.Mounted, out.Mount, out.Requests = true, &m, l.mounted.Requests()
+		out.Problems = append(out.Problems, l.mounted.auditProblems()...)
 	}
 	return out, nil
 }
