@@ -124,6 +124,7 @@ type Getter interface {
 // Store is a place for blobs. All methods may be called concurrently.
 type Store interface {
 	Getter
+	Guarded
 	// PutBatch stores small blobs. A blob that is already there is verified first, and rewritten from Data when it is damaged.
 	// What PutBatch has stored survives a killed process on return, and a power cut after the next Sync.
 	PutBatch(ctx context.Context, items []Item) error

@@ -130,7 +130,7 @@ func (c *compressor) start(s *files) {
 			case <-c.wake:
 			}
 			for h, ok := c.next(); ok && ctx.Err() == nil; h, ok = c.next() {
-				if err := s.compressStored(ctx, h); err != nil && ctx.Err() == nil && !errors.Is(err, ErrNotFound) {
+				if err := s.compressQueued(ctx, h); err != nil && ctx.Err() == nil && !errors.Is(err, ErrNotFound) {
 					s.opt.Log.Warn("a blob stays uncompressed", "blob", h.String(), "err", err)
 				}
 			}
@@ -178,6 +178,19 @@ func (c *compressor) shutdown() {
 	}
 	c.stop()
 	<-c.done
+}
+
+// compressQueued compresses h. A parity that it had, which was that of the raw content, is made anew.
+func (s *files) compressQueued(ctx context.Context, h Hash) error {
+	pr, f, err := s.openParity(ctx, h)
+	if err == nil {
+		f.release()
+	}
+	if err2 := s.compressStored(ctx, h); err2 != nil || err != nil {
+		return err2
+	}
+	_, err = s.protect(ctx, pr.ref)
+	return err
 }
 
 // compressStored replaces the raw content of h by compressed content. Everything new is durable before the raw file goes.
@@ -231,6 +244,9 @@ func (s *files) compressStored(ctx context.Context, h Hash) error {
 		return err
 	}
 	s.forget(h, true)
+	if err := s.dropStaleParity(dir, h, &sc); err != nil {
+		return err
+	}
 	if err := s.unlink(dir, h, fileName(h, encRaw)); err != nil {
 		return err
 	}

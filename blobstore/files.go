@@ -25,7 +25,8 @@ const (
 	layoutBytes = 32 << 20 // parsed sidecars kept in memory
 )
 
-// files is the place where a blob is a file beside its sidecar: blobs/ab/<sha256> (raw) or <sha256>.zst, and <sha256>.json.
+// files is the place where a blob is a file beside its sidecar: blobs/ab/<sha256> (raw) or <sha256>.zst, and <sha256>.json. A third file, <sha256>.par,
+// may hold the parity of the content as it is stored; one that belongs to other stored bytes says so itself, and is of no use.
 //
 // Order of a change: content, then the sidecar that describes it, then the removal of what both replace; each by one rename
 // or unlink. Raw content is looked for before compressed content. So a reader finds, at every moment and after every crash,
@@ -43,6 +44,7 @@ type files struct {
 	stripes [256]stripe
 	tmpNum  atomic.Uint64
 	rebuild chan struct{} // holds a token while a sidecar is rebuilt, which reads the whole blob: one at a time
+	turns   chan struct{} // holds a token while a parity is made or used
 	dirty   dirtySet
 	worker  compressor
 	// fsync and syncfs are the system calls; tests watch them.
@@ -86,7 +88,7 @@ func (s *files) path(h Hash, enc string) string {
 
 func openFiles(opt Options, c *codec, blocks *lru[blockKey, []byte]) (*files, error) {
 	s := &files{
-		opt: opt, codec: c, blocks: blocks, root: -1, tmp: -1, rebuild: make(chan struct{}, 1),
+		opt: opt, codec: c, blocks: blocks, root: -1, tmp: -1, rebuild: make(chan struct{}, 1), turns: make(chan struct{}, 1),
 		layouts: newLRU[Hash, *layout](layoutBytes), open: newLRU[fileKey, *openFile](maxOpen), fsync: unix.Fsync, syncfs: unix.Syncfs,
 	}
 	s.open.onGet = func(f *openFile) { f.refs.Add(1) }
@@ -363,12 +365,12 @@ func (s *files) names(ctx context.Context, first byte, after Hash) ([]Hash, erro
 	hashes := make([]Hash, 0, len(entries)/2)
 	for _, name := range entries {
 		base := strings.TrimSuffix(name, extZstd)
-		h, err := ParseHash(strings.TrimSuffix(base, extSidecar))
+		h, err := ParseHash(strings.TrimSuffix(strings.TrimSuffix(base, extSidecar), extParity))
 		if err != nil || h[0] != first {
 			s.opt.Log.Warn("a file that is not a blob; move it out of the store", "path", s.opt.storePath(blobsDir, fanOut(first), name))
 			continue
 		}
-		if filepath.Ext(base) != extSidecar && string(after[:]) < string(h[:]) {
+		if filepath.Ext(base) == "" && string(after[:]) < string(h[:]) {
 			hashes = append(hashes, h)
 		}
 	}

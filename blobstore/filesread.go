@@ -11,7 +11,6 @@ import (
 
 	"github.com/zeebo/blake3"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 )
 
 // parallelFrom is the number of blocks in one read from which on they are verified by two goroutines.
@@ -354,7 +353,7 @@ func (s *files) replaceSidecar(h Hash, sc Sidecar, why error, current func() boo
 
 // scan reads all of an open content file. Without expect it checks the name, and the size unless ref.Size is -1; with expect, the
 // block hashes of a large blob, it checks those instead. It returns what a Hasher would (without expect) and the frames.
-func (s *files) scan(ctx context.Context, ref Ref, f *openFile, enc string, expect []byte) (sum Summed, frames []uint32, err error) {
+func (s *files) scan(ctx context.Context, ref Ref, f sizedFile, enc string, expect []byte) (sum Summed, frames []uint32, err error) {
 	damaged := func(part, format string, a ...any) error {
 		return &DamageError{ref.Hash, part, s.path(ref.Hash, enc) + " " + fmt.Sprintf(format, a...)}
 	}
@@ -363,7 +362,7 @@ func (s *files) scan(ctx context.Context, ref Ref, f *openFile, enc string, expe
 	defer s.codec.free(spare)
 	hasher := NewHasher()
 	var size int64
-	for at := int64(0); at < f.size; {
+	for at := int64(0); at < f.length(); {
 		if err := ctx.Err(); err != nil {
 			return sum, nil, err
 		}
@@ -371,7 +370,7 @@ func (s *files) scan(ctx context.Context, ref Ref, f *openFile, enc string, expe
 		if size%BlockSize != 0 || ref.Size >= 0 && size >= ref.Size {
 			return sum, nil, damaged("size", "goes on after %d bytes", size)
 		}
-		n, err := f.readAt(stored[:min(BlockSize, f.size-at)], at)
+		n, err := f.ReadAt(stored[:min(BlockSize, f.length()-at)], at)
 		if err != nil {
 			return sum, nil, fmt.Errorf("read %s: %w", s.path(ref.Hash, enc), err)
 		}
@@ -496,8 +495,7 @@ func (s *files) verifyAs(ctx context.Context, ref Ref, enc string) (Summed, []ui
 		return Summed{}, nil, err
 	}
 	defer f.release()
-	unix.Fadvise(f.fd, 0, 0, unix.FADV_DONTNEED) // best effort: it only makes the check stronger
-	unix.Fadvise(f.fd, 0, 0, unix.FADV_SEQUENTIAL)
+	adviseScan(f)
 	sum, frames, err := s.scan(ctx, ref, f, enc, nil)
 	if err == nil && ref.Root != (Root{}) && sum.Ref.Root != ref.Root {
 		err = &DamageError{ref.Hash, "root", "the content has its hash, but its blocks do not have the root that the blob should have"}

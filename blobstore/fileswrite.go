@@ -242,6 +242,9 @@ func (s *files) install(dir int, h Hash, sc Sidecar, damage error, durable bool,
 	if err := move(); err != nil {
 		return err
 	}
+	if err := s.dropStaleParity(dir, h, &sc); err != nil {
+		return err
+	}
 	if err := s.writeSidecar(dir, h, sc, durable); err != nil {
 		st.counted = false
 		return err
@@ -369,7 +372,8 @@ func (s *files) remove(ctx context.Context, h Hash) error {
 		st.count(s.measure(dir, h), -1)
 	}
 	s.forget(h, true)
-	for _, name := range []string{fileName(h, encRaw), fileName(h, encZstd), h.String() + extSidecar} {
+	// The parity goes first: without content nobody would look for it.
+	for _, name := range []string{h.String() + extParity, fileName(h, encRaw), fileName(h, encZstd), h.String() + extSidecar} {
 		if err := s.removeName(dir, h, name); err != nil {
 			st.counted = false
 			return err

@@ -54,9 +54,12 @@ type rows struct {
 	blocks  *lru[blockKey, []byte]
 	layouts *lru[Hash, *layout]
 	repair  chan struct{} // as files.rebuild
+	turns   chan struct{} // as files.turns
 	gen     atomic.Uint64 // as in stripe
-	nextMu  sync.Mutex
-	next    int64 // number of the next row of block
+	// hasParity: there is a table of parities, which a store that is open read-only may lack.
+	hasParity bool
+	nextMu    sync.Mutex
+	next      int64 // number of the next row of block
 }
 
 // columns are the columns of blob that make up a sidecar.
@@ -97,7 +100,7 @@ func openRows(ctx context.Context, opt Options, c *codec, blocks *lru[blockKey, 
 	if err != nil {
 		return nil, rowErr(err)
 	}
-	s := &rows{opt: opt, codec: c, db: db, blocks: blocks, layouts: newLRU[Hash, *layout](layoutBytes), repair: make(chan struct{}, 1)}
+	s := &rows{opt: opt, codec: c, db: db, blocks: blocks, layouts: newLRU[Hash, *layout](layoutBytes), repair: make(chan struct{}, 1), turns: make(chan struct{}, 1)}
 	if err := s.prepare(ctx); err != nil {
 		db.Close()
 		return nil, rowErr(err)
@@ -123,6 +126,9 @@ func blobErr(h Hash, err error) error {
 
 // prepare removes the blocks of blobs that a crash left incomplete.
 func (s *rows) prepare(ctx context.Context) error {
+	if err := s.prepareParity(ctx); err != nil {
+		return err
+	}
 	if s.opt.ReadOnly {
 		return nil
 	}
@@ -229,6 +235,9 @@ func (s *rows) put(ctx context.Context, items []Item) error {
 		s.gen.Add(1)
 		for i := range items {
 			s.forget(items[i].Ref.Hash)
+			if err := s.dropStaleParity(ctx, items[i].Ref.Hash, &ready[i].cols); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -396,6 +405,11 @@ func (s *rows) names(ctx context.Context, first byte, after Hash) (names []Hash,
 		}
 	})
 	return names, rowErr(err)
+}
+
+// meta is what the columns say of the blob's past, backups aside.
+func (k *columns) meta() Meta {
+	return Meta{Level: levelName(int(k.level)), Version: max(0, k.version), Time: time.Unix(0, k.time)}
 }
 
 // sidecarOf turns columns into a Sidecar. Columns that are out of range are damage.

@@ -19,18 +19,7 @@ func (s *rows) adopt(ctx context.Context, sum Summed, meta Meta, staged *os.File
 		return err
 	}
 	if !kept {
-		n := blockCount(sum.Ref.Size)
-		first := s.reserve(n)
-		err := s.db.Write(ctx, func(c *sqldb.Conn) error {
-			return c.Prep("INSERT INTO incomplete (first, count) VALUES (?, ?)").BindInt64(1, first).BindInt64(2, n).Exec()
-		})
-		if err == nil {
-			err = s.writeLarge(ctx, sum, meta, staged, first)
-		}
-		if err != nil {
-			if err2 := s.dropBlocks(context.WithoutCancel(ctx), first, n); err2 != nil {
-				s.opt.Log.Warn("blocks of an incomplete blob stay until the store is opened again", "blob", sum.Ref.Hash.String(), "err", err2)
-			}
+		if err := s.storeLarge(ctx, sum, meta, staged); err != nil {
 			return fmt.Errorf("adopt blob %s from %s: %w", sum.Ref.Hash, path, rowErr(err))
 		}
 	}
@@ -40,6 +29,24 @@ func (s *rows) adopt(ctx context.Context, sum Summed, meta Meta, staged *os.File
 		}
 	}
 	return os.Remove(path)
+}
+
+// storeLarge writes content into rows that are new, in place of what the blob had.
+func (s *rows) storeLarge(ctx context.Context, sum Summed, meta Meta, plain io.ReaderAt) error {
+	n := blockCount(sum.Ref.Size)
+	first := s.reserve(n)
+	err := s.db.Write(ctx, func(c *sqldb.Conn) error {
+		return c.Prep("INSERT INTO incomplete (first, count) VALUES (?, ?)").BindInt64(1, first).BindInt64(2, n).Exec()
+	})
+	if err == nil {
+		err = s.writeLarge(ctx, sum, meta, plain, first)
+	}
+	if err != nil {
+		if err2 := s.dropBlocks(context.WithoutCancel(ctx), first, n); err2 != nil {
+			s.opt.Log.Warn("blocks of an incomplete blob stay until the store is opened again", "blob", sum.Ref.Hash.String(), "err", err2)
+		}
+	}
+	return err
 }
 
 // reserve hands out numbers for n rows of block.
@@ -181,6 +188,9 @@ func (s *rows) nameLarge(ctx context.Context, sum Summed, k columns, first, n in
 	}
 	s.gen.Add(1)
 	s.forget(h)
+	if err := s.dropStaleParity(ctx, h, &k); err != nil {
+		return err
+	}
 	if old.first > 0 {
 		if err := s.dropBlocks(ctx, old.first, blockCount(old.cols.size)); err != nil {
 			s.opt.Log.Warn("blocks of a replaced blob stay until the store is opened again", "blob", h.String(), "err", err)
@@ -230,6 +240,10 @@ func (s *rows) dropBlocks(ctx context.Context, first, count int64) error {
 }
 
 func (s *rows) remove(ctx context.Context, h Hash) error {
+	// The parity goes first: without content nobody would look for it.
+	if err := s.dropParity(ctx, h); err != nil {
+		return fmt.Errorf("delete parity of blob %s: %w", h, err)
+	}
 	// Most calls of a hybrid store concern a file: a look is cheaper than a transaction.
 	var there bool
 	err := s.db.Read(ctx, func(c *sqldb.Conn) (err error) {
@@ -249,6 +263,11 @@ func (s *rows) remove(ctx context.Context, h Hash) error {
 		}
 		if err := c.Prep("DELETE FROM large WHERE id = ?").BindInt64(1, old.cols.id).Exec(); err != nil {
 			return err
+		}
+		if s.hasParity { // one that was made since
+			if err := c.Prep("DELETE FROM parity WHERE hash = ?").BindBytes(1, h[:]).Exec(); err != nil {
+				return err
+			}
 		}
 		return addTotal(c, Stats{-1, -old.cols.size, -old.cols.stored})
 	})

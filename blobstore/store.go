@@ -34,6 +34,7 @@ type Options struct {
 
 // place is one of the two ways to keep blobs: files or rows. Its methods mean what those of Store do; arguments are checked.
 type place interface {
+	guardedPlace
 	readAt(ctx context.Context, ref Ref, p []byte, off int64) (int, error)
 	put(ctx context.Context, items []Item) error
 	adopt(ctx context.Context, sum Summed, meta Meta, staged *os.File, path string, durable bool) error

@@ -24,6 +24,8 @@ import (
 
 // memBlobs is a blobstore in memory that knows what a power cut would take.
 type memBlobs struct {
+	blobstore.Guarded // of no use to a catalog
+
 	mu     sync.Mutex
 	data   map[blobstore.Hash][]byte
 	synced map[blobstore.Hash]bool

@@ -32,7 +32,7 @@ type PruneOptions struct {
 	Pause func(context.Context) error
 	// InUse says of an inode without a name that somebody has it open.
 	InUse func(Ino) bool
-	// Sweep also looks for blobs that no record has named for long: what a killed process left.
+	// Sweep also looks for what a killed process left: inodes that nobody has open any more, and, but for a dry run, blobs that no record ever named.
 	Sweep bool
 }
 
@@ -178,7 +178,7 @@ func (p *pruner) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if p.o.Sweep && !p.o.DryRun {
+	if p.o.Sweep {
 		if err := p.sweepDead(ctx); err != nil {
 			return err
 		}

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -227,13 +229,13 @@ func (w *world) prune(p Policy, sweep bool) {
 	if _, err := w.c.AutoSnapshots(ctx, w.clk.read()); err != nil {
 		w.fatal("automatic snapshots: %v", err)
 	}
-	o := PruneOptions{Policies: []Policy{p}, Slice: 1 + w.rnd.IntN(40), DryRun: true}
+	o := PruneOptions{Policies: []Policy{p}, Slice: 1 + w.rnd.IntN(40), DryRun: true, Sweep: sweep}
 	before := w.seq()
 	dry, err := w.c.Prune(ctx, o)
 	if err != nil || w.seq() != before {
 		w.fatal("dry run: %v; it wrote %d records", err, w.seq()-before)
 	}
-	o.DryRun, o.Sweep = false, sweep
+	o.DryRun = false
 	rep, err := w.c.Prune(ctx, o)
 	if err != nil {
 		w.fatal("prune: %v", err)
@@ -291,7 +293,7 @@ func (w *world) forgetDead() {
 	}
 }
 
-func runPruneWorld(t *testing.T, seed uint64, steps int) {
+func runPruneWorld(t *testing.T, seed uint64, steps int) CompactReport {
 	t.Logf("seed %d", seed)
 	w := newPruneWorld(t, seed, nil)
 	p := testPolicy()
@@ -347,9 +349,6 @@ func runPruneWorld(t *testing.T, seed uint64, steps int) {
 	w.m.now = w.clk.tick()
 	w.prune(p, true)
 	w.compact()
-	if w.compacted.Segments == 0 || w.compacted.Heads == 0 || w.compacted.Bodies == 0 {
-		t.Errorf("compaction: %+v", w.compacted)
-	}
 	w.check(Head)
 	w.checkBlobs()
 	err := w.c.db.Read(ctx, func(c *sqldb.Conn) error {
@@ -372,6 +371,7 @@ func runPruneWorld(t *testing.T, seed uint64, steps int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return w.compacted
 }
 
 var errFault = errors.New("a fault for the test")
@@ -445,8 +445,38 @@ func TestPruneKilled(t *testing.T) {
 	w.checkBlobs()
 }
 
+// modelSteps names the environment variable with the number of random operations of TestPruneRandom, when they are to be more: docs/testing.md.
+const modelSteps = "HOLDFAST_MODEL_STEPS"
+
+// TestPruneRandom compares the moments that retention keeps with a plain model, over random operations. A world has as many moments to compare as it has
+// operations, so many operations are many worlds.
 func TestPruneRandom(t *testing.T) {
-	for _, seed := range []uint64{7, rand.Uint64() % 1e9} {
-		runPruneWorld(t, seed, 280)
+	const steps = 280
+	seeds := []uint64{7, rand.Uint64() % 1e9}
+	if text := os.Getenv(modelSteps); text != "" {
+		total, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for done := len(seeds) * steps; done < total; done += steps {
+			seeds = append(seeds, rand.Uint64()%1e9)
+		}
+	}
+	start := time.Now()
+	var sum CompactReport // a small world may have nothing to compact
+	for i, seed := range seeds {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			rep := runPruneWorld(t, seed, steps)
+			sum.Segments, sum.Heads, sum.Bodies = sum.Segments+rep.Segments, sum.Heads+rep.Heads, sum.Bodies+rep.Bodies
+		})
+		if t.Failed() {
+			break
+		}
+		if i%100 == 99 {
+			t.Logf("%d operations in %s", (i+1)*steps, time.Since(start).Round(time.Second))
+		}
+	}
+	if sum.Segments == 0 || sum.Heads == 0 || sum.Bodies == 0 {
+		t.Errorf("compaction: %+v", sum)
 	}
 }

@@ -24,20 +24,18 @@ type BlobUser struct {
 // Blobs returns up to max of the blobs that catalog.db names, in order of their names, behind after.
 func (c *Catalog) Blobs(ctx context.Context, after blobstore.Hash, max int) (list []NamedBlob, err error) {
 	err = c.db.Read(ctx, func(conn *sqldb.Conn) error {
-		st := conn.Prep("SELECT hash, size, root, level, seq FROM blobs WHERE hash > ? ORDER BY hash LIMIT ?").BindBytes(1, after[:]).BindInt64(2, int64(max))
+		st := conn.Prep("SELECT "+blobsColumns+", row_sum FROM blobs WHERE hash > ? ORDER BY hash LIMIT ? + 0").BindBytes(1, after[:]).BindInt64(2, int64(max))
+		var r rowRead
 		for {
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err
 			}
-			b := NamedBlob{Ref: blobstore.Ref{Size: st.Int64(1)}, Level: st.Text(3), Seq: Seq(st.Int64(4))}
-			if err := st.WantBytes(0, b.Ref.Hash[:]); err != nil {
+			b, err := scanBlob(st, &r)
+			if err != nil {
 				return err
 			}
-			if err := optionalBytes(st, 2, b.Ref.Root[:]); err != nil {
-				return err
-			}
-			list = append(list, b)
+			list = append(list, NamedBlob{Ref: b.ref, Level: b.level, Seq: b.seq})
 		}
 	})
 	return list, c.readFailed("list the blobs", err)
@@ -48,20 +46,21 @@ func (c *Catalog) Blobs(ctx context.Context, after blobstore.Hash, max int) (lis
 func (c *Catalog) BlobUsers(ctx context.Context, h blobstore.Hash, max int) (list []BlobUser, err error) {
 	fresh := c.freshUsers(h)
 	err = c.db.Read(ctx, func(conn *sqldb.Conn) error {
-		st := conn.Prep(`SELECT ino, from_seq, to_seq, off, len, blob_size, root, blob_off FROM extents
-			WHERE substr(blob, 1, 8) = ? AND blob = ? LIMIT ?`).BindBytes(1, h[:8]).BindBytes(2, h[:]).BindInt64(3, int64(max))
+		st := conn.Prep("SELECT "+extentColumns+" FROM extents WHERE substr(blob, 1, 8) = ? AND blob = ? LIMIT ? + 0").
+			BindBytes(1, h[:8]).BindBytes(2, h[:]).BindInt64(3, int64(max))
+		var r extentRow
 		for {
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err
 			}
-			u := BlobUser{Ino: Ino(st.Int64(0)), From: Seq(st.Int64(1)), To: Head}
-			if !st.IsNull(2) {
-				u.To = Seq(st.Int64(2))
-			}
-			u.Extent = Extent{Off: st.Int64(3), Len: st.Int64(4), Blob: blobstore.Ref{Hash: h, Size: st.Int64(5)}, BlobOff: st.Int64(7)}
-			if err := optionalBytes(st, 6, u.Extent.Blob.Root[:]); err != nil {
+			r.Extent = Extent{}
+			if err := r.scan(st); err != nil {
 				return err
+			}
+			u := BlobUser{Ino: Ino(r.row.int(0)), From: r.from, To: Head, Extent: r.Extent}
+			if !r.row.isNull(4) {
+				u.To = Seq(r.row.int(4))
 			}
 			list = append(list, u)
 		}

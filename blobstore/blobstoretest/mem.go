@@ -27,6 +27,10 @@ type memBlob struct {
 	blocks []byte
 	root   blobstore.Root
 	meta   blobstore.Meta
+
+	parity  bool
+	backups int
+	last    time.Time // of the last backup
 }
 
 var _ blobstore.Store = (*Mem)(nil)
@@ -93,7 +97,7 @@ func (m *Mem) put(sum blobstore.Summed, meta blobstore.Meta, data []byte) {
 		}
 		return
 	}
-	m.blobs[sum.Ref.Hash] = memBlob{bytes.Clone(data), sum.Blocks, sum.Ref.Root, meta}
+	m.blobs[sum.Ref.Hash] = memBlob{data: bytes.Clone(data), blocks: sum.Blocks, root: sum.Ref.Root, meta: meta}
 }
 
 // PutBatch implements blobstore.Store.
@@ -155,6 +159,11 @@ func (m *Mem) Sidecar(ctx context.Context, h blobstore.Hash) (blobstore.Sidecar,
 	sc := blobstore.Sidecar{
 		DataID: h.String(), Timestamp: b.meta.Time.UTC().Round(0), Checksum: "sha256:" + h.String(), Size: int64(len(b.data)), Version: b.meta.Version,
 		IntegrityLevel: b.meta.Level, Encoding: "raw", StoredSize: int64(len(b.data)), Blocks: b.blocks,
+		BackupCount: b.backups,
+	}
+	if !b.last.IsZero() {
+		last := b.last.UTC().Round(0)
+		sc.LastBackup = &last
 	}
 	if sc.Timestamp.IsZero() {
 		sc.Timestamp = time.Now().UTC()

@@ -29,7 +29,8 @@ func TestMain(m *testing.M) {
 
 func tinyScale() scale {
 	return scale{hashed: 1 << 20, warmUp: 3, small: 40, stats: 100, reads: 100, lists: 1, fsyncs: 5, appends: 20, lines: 100, sustained: 1100,
-		large: 3 << 20, file4K: 1 << 20, writes4K: 20, max: time.Minute}
+		large: 3 << 20, file4K: 1 << 20, writes4K: 20, max: time.Minute,
+		past: pastScale{few: 20, many: 1100, versions: 300, snapshots: 3, moments: 9}}
 }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -53,8 +54,8 @@ func TestMeasure(t *testing.T) {
 				if !o.rows.MatchString(d.Name) {
 					continue
 				}
-				// These need root, or a restart.
-				needs := d.Name == rowListCold || d.Name == rowLargeCold || targets == nameExt4 && (d.Name == rowLargeFirst || d.Name == rowTextFirst)
+				// These need root, a restart, or a past.
+				needs := isHistory(d.Name) || d.Name == rowListCold || d.Name == rowLargeCold || targets == nameExt4 && (d.Name == rowLargeFirst || d.Name == rowTextFirst)
 				v, has := row.Median(targets)
 				if !ok || has == needs || has && v <= 0 {
 					t.Errorf("%s on %s: %v, %v", d.Name, targets, v, has)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -71,17 +72,20 @@ type scale struct {
 	file4K    int64
 	writes4K  int
 	max       time.Duration // for one timed part of small operations
+	past      pastScale
 }
 
 func fullScale() scale {
 	return scale{hashed: 256 << 20, warmUp: 200, small: 5000, stats: 250_000, reads: 50_000, lists: 60, coldLists: 5, fsyncs: 1000, appends: 5000, lines: 400_000,
-		sustained: 50_000, large: fullLargeSize, file4K: fullWrite4KSize, writes4K: 20_000, max: 4 * time.Second}
+		sustained: 50_000, large: fullLargeSize, file4K: fullWrite4KSize, writes4K: 20_000, max: 4 * time.Second,
+		past: pastScale{few: 10_000, many: 1_000_000, versions: 1_000_000, snapshots: 500, moments: 1000}}
 }
 
 // quickScale shows that everything works; its figures are rough.
 func quickScale() scale {
 	return scale{hashed: 256 << 20, warmUp: 200, small: 1000, stats: 25_000, reads: 5000, lists: 10, coldLists: 2, fsyncs: 100, appends: 1000, lines: 40_000,
-		sustained: 5000, large: quickLargeSize, file4K: quickWrite4KSize, writes4K: 4000, max: 2 * time.Second}
+		sustained: 5000, large: quickLargeSize, file4K: quickWrite4KSize, writes4K: 4000, max: 2 * time.Second,
+		past: pastScale{few: 1000, many: 20_000, versions: 20_000, snapshots: 100, moments: 200}}
 }
 
 // workload is measured in one go; it gives the value of one row or more.
@@ -91,7 +95,7 @@ type workload struct {
 }
 
 func workloads() []workload {
-	return append(smallWorkloads(), largeWorkloads()...)
+	return slices.Concat(smallWorkloads(), largeWorkloads(), historyWorkloads())
 }
 
 // single is a workload of one job whose rate of operations is its only row.

@@ -41,6 +41,7 @@ type daemon struct {
 	vol *volume.Volume
 	aud *auditor
 	srv *fs.Server
+	svc *services
 	ctl *control.Server // nil when the store's directory cannot be written
 }
 
@@ -149,6 +150,14 @@ func (d *daemon) start(ctx context.Context) (err error) {
 			err = errors.Join(err, d.vol.Close(work))
 		}
 	}()
+	if d.svc, err = newServices(work, d.vol, d.log); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.svc.Close())
+		}
+	}()
 	if err := clearMountPoint(d.m); err != nil {
 		return err
 	}
@@ -163,7 +172,8 @@ func (d *daemon) start(ctx context.Context) (err error) {
 		Requests: d.srv.Requests,
 		Unmount:  func(lazy bool) error { return unmountError(d.m.dir, d.srv.Unmount(lazy)) },
 		Audit:    d.aud.log, AuditError: d.aud.err,
-	})
+	}, d.svc)
+	d.svc.start(work)
 	d.ctl, err = control.Listen(work, d.m.store, ops, d.log)
 	if err != nil && d.m.readOnly {
 		d.log.Warn("no control socket: the commands will not reach this mount", "error", err)
@@ -249,6 +259,7 @@ func (d *daemon) finish() error {
 		defer cancel()
 		errs = append(errs, d.ctl.Shutdown(ctx))
 	}
-	d.aud.end(d.vol, d.log)
+	errs = append(errs, d.svc.Close())
+	d.aud.end(d.vol, d.log) // what the services have written is signed, too
 	return errors.Join(append(errs, d.vol.Close(context.Background()))...)
 }

@@ -11,6 +11,7 @@ import (
 	"holdfast/integrity/audit"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
+	"holdfast/snapshots/backup"
 )
 
 // The exit codes; scripts rely on them.
@@ -54,6 +55,7 @@ func exitCode(err error) int {
 		{catalog.ErrDamaged, exitDamage},
 		{audit.ErrTampered, exitDamage},
 		{audit.ErrMalformed, exitDamage}, // what is no evidence proves nothing
+		{backup.ErrDamaged, exitDamage},
 	} {
 		if errors.Is(err, k.err) {
 			return k.code

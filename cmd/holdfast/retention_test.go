@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -297,4 +298,122 @@ func TestKilledDuringGC(t *testing.T) {
 	if st := statusOf(t, p.store); len(st.Problems) > 0 {
 		t.Errorf("%q", st.Problems)
 	}
+}
+
+// TestMomentsBesideGC: while gc thins all the time and others work, each of some agents works in a directory of its own, notes now and then what it sees, and makes a
+// snapshot. Each snapshot shows what was noted, from the first to the last, while it is made and afterwards.
+func TestMomentsBesideGC(t *testing.T) {
+	p := newPlace(t)
+	p.mount()
+	ok(t, "retention", "set", p.dir, "--keep-all", "0", "--hourly", "0", "--daily", "0", "--weekly", "0")
+	const agents, rounds = 3, 8
+	var notes [agents][rounds]string
+	work := make(chan error, agents)
+	for agent := range agents {
+		dir := fmt.Sprint(p.dir, "/tasks/agent", agent)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			work <- func() error {
+				rnd := rand.New(rand.NewPCG(uint64(agent), 5))
+				model := make(map[string]string)
+				for round := range rounds {
+					for i := range 25 {
+						name := fmt.Sprint("f", rnd.IntN(6))
+						if err := agentStep(dir, name, fmt.Sprintf("%d.%d.%d", agent, round, i), rnd.IntN(5), model); err != nil {
+							return err
+						}
+					}
+					notes[agent][round] = fmt.Sprint(model)
+					out, err := command(t, "snapshot", "create", fmt.Sprintf("a%d-r%d", agent, round), "--store", p.store).CombinedOutput()
+					if err != nil {
+						return fmt.Errorf("snapshot: %w: %s", err, out)
+					}
+					if got, err := seen(fmt.Sprintf("%s/.snapshots/a%d-r%d/tasks/agent%d", p.dir, agent, round, agent)); err != nil || got != notes[agent][round] {
+						return fmt.Errorf("snapshot %d of agent %d shows %s, %w; want %s", round, agent, got, err, notes[agent][round])
+					}
+				}
+				return nil
+			}()
+		}()
+	}
+	thinned := int64(0)
+	gc := func() {
+		t.Helper()
+		var rep catalog.PruneReport
+		if err := json.Unmarshal([]byte(ok(t, "gc", "--json", "--store", p.store)), &rep); err != nil {
+			t.Fatal(err)
+		}
+		thinned += rep.Versions()
+	}
+	for left := agents; left > 0; {
+		select {
+		case err := <-work:
+			if left--; err != nil {
+				t.Error(err)
+			}
+		default:
+			gc()
+		}
+	}
+	check := func(when string) {
+		t.Helper()
+		for agent := range agents {
+			for round := range rounds {
+				dir := fmt.Sprintf("%s/.snapshots/a%d-r%d/tasks/agent%d", p.dir, agent, round, agent)
+				if got, err := seen(dir); err != nil || got != notes[agent][round] {
+					t.Errorf("%s: %s shows %s, %v; want %s", when, dir, got, err, notes[agent][round])
+				}
+			}
+			if got, err := seen(fmt.Sprint(p.dir, "/tasks/agent", agent)); err != nil || got != notes[agent][rounds-1] {
+				t.Errorf("%s: agent %d sees %s, %v", when, agent, got, err)
+			}
+		}
+	}
+	gc()
+	check("after gc")
+	if thinned < agents*rounds {
+		t.Errorf("only %d versions were thinned meanwhile", thinned)
+	}
+	ok(t, "umount", p.dir)
+	p.mount()
+	check("mounted again")
+}
+
+// agentStep changes one file of a directory, and the model alike.
+func agentStep(dir, name, text string, what int, model map[string]string) error {
+	path := filepath.Join(dir, name)
+	switch what {
+	case 0:
+		_, there := model[name]
+		delete(model, name)
+		if err := os.Remove(path); there || !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
+	case 1: // as programs do that replace a file
+		model[name] = text
+		return errors.Join(os.WriteFile(path+".tmp", []byte(text), 0o644), os.Rename(path+".tmp", path))
+	default:
+		model[name] = text
+		return os.WriteFile(path, []byte(text), 0o644)
+	}
+}
+
+// seen is what a directory's files hold.
+func seen(dir string) (string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", err
+	}
+	files := make(map[string]string)
+	for _, e := range entries {
+		text, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			return "", err
+		}
+		files[e.Name()] = string(text)
+	}
+	return fmt.Sprint(files), nil
 }

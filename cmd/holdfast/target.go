@@ -144,7 +144,7 @@ func (e *env) open(ctx context.Context, store string, readOnly bool) (control.Op
 	// What opening makes in the store is for its owner only; what get makes elsewhere is not concerned.
 	umask := unix.Umask(0o077)
 	defer unix.Umask(umask)
-	ops, err := control.Dial(ctx, store, control.DialOptions{ReadOnly: readOnly, Log: log})
+	ops, err := control.Dial(ctx, store, control.DialOptions{ReadOnly: readOnly, Log: log, Services: dialServices})
 	if err != nil {
 		return nil, explainLock(err, store)
 	}

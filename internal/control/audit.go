@@ -181,7 +181,7 @@ func streamText(s *Server, w http.ResponseWriter, r *http.Request, run func() ([
 }
 
 func (c *Client) text(ctx context.Context, q request) (text []byte, err error) {
-	err = items(ctx, c, q, func(part []byte) error {
+	err = items(ctx, c, q, nil, func(part []byte) error {
 		if len(text)+len(part) > audit.MaxProof {
 			return fmt.Errorf("%s: the daemon's answer is longer than a proof can be", c.store)
 		}
@@ -194,7 +194,7 @@ func (c *Client) text(ctx context.Context, q request) (text []byte, err error) {
 // AuditEntries implements Audit.
 func (c *Client) AuditEntries(ctx context.Context, q audit.Query, fn func(*audit.Entry) error) error {
 	return items(ctx, c, request{method: http.MethodGet, route: routeAudit, path: q.Path, history: historyRequest{by: q.Agent, since: q.Since},
-		audit: auditRequest{op: q.Operation, until: q.Until, newest: q.Newest, follow: q.Follow}}, func(e audit.Entry) error { return fn(&e) })
+		audit: auditRequest{op: q.Operation, until: q.Until, newest: q.Newest, follow: q.Follow}}, nil, func(e audit.Entry) error { return fn(&e) })
 }
 
 // AuditHead implements Audit.

@@ -18,7 +18,7 @@ import (
 // TestAudit: what a client is told is what the volume says.
 func TestAudit(t *testing.T) {
 	dir := newStore(t)
-	local := NewLocal(openVolume(t, dir), nil)
+	local := NewLocal(openVolume(t, dir), nil, nil)
 	defer func() {
 		if err := local.closeAudit(); err != nil {
 			t.Error(err)
@@ -84,7 +84,7 @@ func TestAudit(t *testing.T) {
 	if _, err := c.AuditExtension(ctx, []byte("rubbish")); !errors.Is(err, audit.ErrMalformed) {
 		t.Errorf("rubbish is a tree head: %v", err)
 	}
-	other := NewLocal(openVolume(t, newStore(t)), nil)
+	other := NewLocal(openVolume(t, newStore(t)), nil, nil)
 	defer other.closeAudit()
 	foreign, err := other.AuditHead(ctx)
 	if err != nil {
@@ -113,7 +113,7 @@ func received[T any](t *testing.T, c <-chan T) T {
 // TestAuditFollow: what is written arrives while the call goes on, and the call ends when its context does.
 func TestAuditFollow(t *testing.T) {
 	dir := newStore(t)
-	local := NewLocal(openVolume(t, dir), nil)
+	local := NewLocal(openVolume(t, dir), nil, nil)
 	defer local.closeAudit()
 	c := serve(t, dir, local)
 	ctx, cancel := context.WithCancel(t.Context())

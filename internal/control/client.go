@@ -151,8 +151,8 @@ func value[T any](ctx context.Context, c *Client, q request, body io.Reader) (T,
 }
 
 // items does a request whose answer is streamed.
-func items[T any](ctx context.Context, c *Client, q request, fn func(T) error) error {
-	resp, err := c.do(ctx, q, nil)
+func items[T any](ctx context.Context, c *Client, q request, body io.Reader, fn func(T) error) error {
+	resp, err := c.do(ctx, q, body)
 	if err != nil {
 		return err
 	}
@@ -196,7 +196,7 @@ func (c *Client) Stat(ctx context.Context, path string) (Entry, error) {
 
 // List implements Ops.
 func (c *Client) List(ctx context.Context, path string, fn func(Entry) error) error {
-	return items(ctx, c, request{method: http.MethodGet, route: routeList, path: path}, func(e Entry) error {
+	return items(ctx, c, request{method: http.MethodGet, route: routeList, path: path}, nil, func(e Entry) error {
 		e.unseal()
 		return fn(e)
 	})
@@ -204,7 +204,7 @@ func (c *Client) List(ctx context.Context, path string, fn func(Entry) error) er
 
 // Log implements Ops.
 func (c *Client) Log(ctx context.Context, path string, fn func(LogEntry) error) error {
-	return items(ctx, c, request{method: http.MethodGet, route: routeLog, path: path}, fn)
+	return items(ctx, c, request{method: http.MethodGet, route: routeLog, path: path}, nil, fn)
 }
 
 // sink keeps apart the errors of the writer and those of the connection.

@@ -103,10 +103,10 @@ func implementations(template string) map[string]func(t *testing.T) Ops {
 	return map[string]func(t *testing.T) Ops{
 		"memory":           func(*testing.T) Ops { return mem() },
 		"client of memory": func(t *testing.T) Ops { return serve(t, t.TempDir(), mem()) },
-		"local":            func(t *testing.T) Ops { return NewLocal(openVolume(t, store(t)), nil) },
+		"local":            func(t *testing.T) Ops { return NewLocal(openVolume(t, store(t)), nil, nil) },
 		"client of local": func(t *testing.T) Ops {
 			dir := store(t)
-			return serve(t, dir, NewLocal(openVolume(t, dir), nil))
+			return serve(t, dir, NewLocal(openVolume(t, dir), nil, nil))
 		},
 	}
 }

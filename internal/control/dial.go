@@ -19,6 +19,8 @@ const (
 type DialOptions struct {
 	ReadOnly bool         // nothing will be changed: commands that only read can share a store that is not mounted
 	Log      *slog.Logger // of a volume that Dial opens; default: discards
+	// Services makes what Call offers, on a volume that Dial opens. default: nothing is offered
+	Services func(ctx context.Context, vol *volume.Volume, log *slog.Logger) (Services, error)
 }
 
 // Dial reaches the store in the directory: through its daemon when one has it mounted, else by opening it in this process, waiting
@@ -38,7 +40,7 @@ func Dial(ctx context.Context, store string, opt DialOptions) (Ops, error) {
 		}
 		vol, err := volume.Open(ctx, volume.Options{Dir: store, ReadOnly: opt.ReadOnly, Log: opt.Log})
 		if err == nil {
-			return &Local{vol: vol, owned: true}, nil
+			return ownLocal(ctx, vol, opt)
 		}
 		if !errors.Is(err, volume.ErrLocked) || time.Now().After(deadline) {
 			return nil, err
@@ -47,6 +49,17 @@ func Dial(ctx context.Context, store string, opt DialOptions) (Ops, error) {
 			return nil, err
 		}
 	}
+}
+
+func ownLocal(ctx context.Context, vol *volume.Volume, opt DialOptions) (Ops, error) {
+	l := &Local{vol: vol, owned: true}
+	if opt.Services != nil {
+		var err error
+		if l.services, err = opt.Services(ctx, vol, opt.Log); err != nil {
+			return nil, errors.Join(err, vol.Close(context.WithoutCancel(ctx)))
+		}
+	}
+	return l, nil
 }
 
 func pause(ctx context.Context, d time.Duration) error {

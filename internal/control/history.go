@@ -201,6 +201,10 @@ func (h *historyRequest) get(name string) (v string, ok bool) {
 func (q *request) complete() error {
 	zero := snapshots.Moment{}
 	switch q.method + " " + q.route {
+	case "POST " + routeCall:
+		if q.history.name == "" {
+			return fmt.Errorf("%w: the name of the operation is missing", ErrRequest)
+		}
 	case "POST " + routeSnapshots:
 		if q.history.action == "" || q.history.action != SnapshotCreate && q.history.name == "" {
 			return fmt.Errorf("%w: the action or the name is missing", ErrRequest)
@@ -278,7 +282,7 @@ func streamSteps(s *Server, w http.ResponseWriter, r *http.Request, run func(fun
 // Snapshots implements History.
 func (c *Client) Snapshots(ctx context.Context) ([]Snapshot, error) {
 	var list []Snapshot
-	err := items(ctx, c, request{method: http.MethodGet, route: routeSnapshots}, func(s Snapshot) error {
+	err := items(ctx, c, request{method: http.MethodGet, route: routeSnapshots}, nil, func(s Snapshot) error {
 		list = append(list, s)
 		return nil
 	})
@@ -295,13 +299,13 @@ func (c *Client) ChangeSnapshot(ctx context.Context, who Caller, change Snapshot
 // Diff implements History.
 func (c *Client) Diff(ctx context.Context, from, to snapshots.Moment, path string, fn func(snapshots.Difference) error) error {
 	q := request{method: http.MethodGet, route: routeDiff, path: path, history: historyRequest{from: from, at: to}}
-	return items(ctx, c, q, fn)
+	return items(ctx, c, q, nil, fn)
 }
 
 // Changes implements History.
 func (c *Client) Changes(ctx context.Context, query snapshots.ChangeQuery, fn func(snapshots.Change) error) error {
 	q := request{method: http.MethodGet, route: routeChanges, path: query.Path, history: historyRequest{by: query.Agent, since: query.Since}}
-	return items(ctx, c, q, fn)
+	return items(ctx, c, q, nil, fn)
 }
 
 // Restore implements History. The ids in who are those of this process, whatever they say.
@@ -317,7 +321,7 @@ func (c *Client) Undo(ctx context.Context, who Caller, u snapshots.Undo, fn func
 }
 
 func (c *Client) steps(ctx context.Context, q request, fn func(snapshots.Step) error) (seq uint64, err error) {
-	err = items(ctx, c, q, func(l stepLine) error {
+	err = items(ctx, c, q, nil, func(l stepLine) error {
 		if l.Step != nil {
 			return fn(*l.Step)
 		}

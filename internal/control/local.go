@@ -29,25 +29,31 @@ type Mounted struct {
 
 // Local is an Ops over a volume of this process.
 type Local struct {
-	vol     *volume.Volume
-	mounted *Mounted
-	owned   bool
+	vol      *volume.Volume
+	mounted  *Mounted
+	services Services // nil: none
+	owned    bool
 
 	auditMu sync.Mutex
 	audit   *audit.Log // opened by auditLog
 }
 
-// NewLocal returns an Ops over vol; mounted is nil when it is not mounted. Close does not close vol.
-func NewLocal(vol *volume.Volume, mounted *Mounted) *Local { return &Local{vol: vol, mounted: mounted} }
+// NewLocal returns an Ops over vol; mounted is nil when it is not mounted, services when there are none. Close closes neither vol nor services.
+func NewLocal(vol *volume.Volume, mounted *Mounted, services Services) *Local {
+	return &Local{vol: vol, mounted: mounted, services: services}
+}
 
-// Close closes the volume if Dial opened it.
+// Close closes the services and the volume if Dial opened them.
 func (l *Local) Close() error {
-	err := l.closeAudit()
 	if !l.owned {
-		return err
+		return l.closeAudit()
+	}
+	var err error
+	if l.services != nil {
+		err = l.services.Close()
 	}
 	// What is staged must be saved even by a command that was interrupted.
-	return errors.Join(err, l.vol.Close(context.Background()))
+	return errors.Join(err, l.closeAudit(), l.vol.Close(context.Background()))
 }
 
 // Status implements Ops.

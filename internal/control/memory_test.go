@@ -3,6 +3,7 @@ package control
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -275,4 +276,20 @@ func (m *memory) Unmount(_ context.Context, lazy bool) error {
 	}
 	m.mounted = false
 	return nil
+}
+
+// Call implements Ops with one operation.
+func (m *memory) Call(ctx context.Context, who Caller, name string, args any, fn func(json.RawMessage) error) error {
+	raw, err := json.Marshal(args)
+	if err != nil {
+		return err
+	}
+	l := NewLocal(nil, nil, echo{})
+	return l.dispatch(ctx, who, name, raw, func(v any) error {
+		b, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		return fn(b)
+	})
 }

@@ -20,6 +20,7 @@ const (
 	routeContent = "/v1/content"
 	routeNode    = "/v1/node"
 	routeUnmount = "/v1/unmount"
+	routeCall    = "/v1/call"
 )
 
 // request is a request of the protocol, validated. Fields that the operation does not use are zero.
@@ -51,6 +52,8 @@ func parameters(method, route string) []string {
 		return []string{"path", "recursive", "agent", "program"}
 	case "POST " + routeUnmount:
 		return []string{"lazy"}
+	case "POST " + routeCall:
+		return []string{"name", "agent", "program"}
 	}
 	if known := auditParameters(method, route); known != nil {
 		return known

@@ -182,7 +182,7 @@ func (c *Client) Prune(ctx context.Context, dryRun bool) (catalog.PruneReport, e
 // Policies implements Retention.
 func (c *Client) Policies(ctx context.Context) ([]Policy, error) {
 	var list []Policy
-	err := items(ctx, c, request{method: http.MethodGet, route: routePolicies}, func(p Policy) error {
+	err := items(ctx, c, request{method: http.MethodGet, route: routePolicies}, nil, func(p Policy) error {
 		list = append(list, p)
 		return nil
 	})

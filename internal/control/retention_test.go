@@ -14,8 +14,8 @@ import (
 // TestRetentionOfAStore sets, shows and removes policies and thins, in the process and over the socket.
 func TestRetentionOfAStore(t *testing.T) {
 	for name, open := range map[string]func(*testing.T, string) Ops{
-		"local":  func(t *testing.T, dir string) Ops { return NewLocal(openVolume(t, dir), nil) },
-		"client": func(t *testing.T, dir string) Ops { return serve(t, dir, NewLocal(openVolume(t, dir), nil)) },
+		"local":  func(t *testing.T, dir string) Ops { return NewLocal(openVolume(t, dir), nil, nil) },
+		"client": func(t *testing.T, dir string) Ops { return serve(t, dir, NewLocal(openVolume(t, dir), nil, nil)) },
 	} {
 		t.Run(name, func(t *testing.T) { testRetention(t, open(t, newStore(t))) })
 	}

@@ -136,6 +136,8 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		s.put(w, r, q)
 	case "DELETE " + routeNode:
 		s.answer(w, r, struct{}{}, s.ops.Remove(ctx, q.who, q.path, q.recursive))
+	case "POST " + routeCall:
+		s.call(w, r, q)
 	case "POST " + routeUnmount:
 		s.answer(w, r, struct{}{}, s.ops.Unmount(ctx, q.lazy))
 	}

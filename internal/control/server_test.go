@@ -43,7 +43,7 @@ func serveChild(dir string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := Listen(ctx, dir, NewLocal(v, nil), quiet()); err != nil {
+	if _, err := Listen(ctx, dir, NewLocal(v, nil, nil), quiet()); err != nil {
 		return err
 	}
 	fmt.Println("ready")

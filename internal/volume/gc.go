@@ -20,7 +20,7 @@ const (
 // with dryRun it says what it would take: see catalog.Prune and catalog.Compact. Files that are open keep all that they need. The background work does
 // the same from time to time.
 func (v *Volume) Prune(ctx context.Context, dryRun bool) (catalog.PruneReport, error) {
-	rep, err := v.pruneAt(ctx, catalog.PruneOptions{DryRun: dryRun, Sweep: !dryRun, Pause: pacer(4)})
+	rep, err := v.pruneAt(ctx, catalog.PruneOptions{DryRun: dryRun, Sweep: true, Pause: pacer(4)})
 	if err == nil && !dryRun {
 		rep.Compacted, err = v.cat.Compact(ctx, true, pacer(4))
 	}

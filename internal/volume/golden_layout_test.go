@@ -21,8 +21,9 @@ func documented() map[string]bool {
 	return map[string]bool{
 		"holdfast.toml": true, "lock": true, "control.sock": false, "reserve": true, "holdfast.log": false, "holdfast.log.1": false,
 		"journal": true, "journal/<first>.seg": true, "journal/<first>.seg.tmp": false,
-		"<db>": true, "<db>-wal": true, "<db>-shm": true, "catalog.rebuild": false,
+		"<db>": true, "<db>-wal": true, "<db>-shm": true, "catalog.db.sums": true, ".catalog.db.sums.tmp-<random>": false, "catalog.rebuild": false,
 		"blobs": true, "blobs/<ab>": true, "blobs/<ab>/<sha256>": true, "blobs/<ab>/<sha256>.zst": true, "blobs/<ab>/<sha256>.json": true,
+		"blobs/<ab>/<sha256>.par": false, "blobs/<ab>/<sha256>.par.moved-<number>": false,
 		"blobs/<ab>/<sha256>.moved-<number>": true, "blobs/<ab>/<sha256>.zst.moved-<number>": false, "blobs/<ab>/<sha256>.json.moved-<number>": false,
 		"blobs/.tmp": true, "blobs/.tmp/<number>": false, "staging": true, "staging/<ino>-<random>": true,
 		"second": true, "second/copy-of": true, "second/staging": true, "second/staging/copy-<random>": false,
@@ -34,7 +35,7 @@ func documented() map[string]bool {
 		"quarantine": true, "quarantine/<first>.seg.torn-<time>": true, "quarantine/<first>.seg.dropped-<time>": false,
 		"quarantine/<first>.seg.unreadable-<time>": true, "quarantine/catalog.db.<time>": true,
 		"quarantine/catalog.db.<time>-wal": false, "quarantine/catalog.db.<time>-shm": false,
-		"audit": false, "audit/key": false, "audit/key.pub": false, "audit/tree": false, "audit/tree.old": false, "audit/checkpoints": false,
+		"backup": false, "audit": false, "audit/key": false, "audit/key.pub": false, "audit/tree": false, "audit/tree.old": false, "audit/checkpoints": false,
 		"audit/.key.tmp-<random>": false, "audit/.key.pub.tmp-<random>": false, "audit/.checkpoints.tmp-<random>": false,
 		".holdfast.toml.tmp-<random>": false, ".catalog.rebuild.tmp-<random>": false, "quarantine/.<first>.seg.dropped-<time>.tmp-<random>": false,
 	}

@@ -53,6 +53,8 @@ type Settings struct {
 	Created time.Time `toml:"created" json:"created"`
 	// Retention says how much history is kept; where it says nothing, catalog.DefaultPolicy holds.
 	Retention []Retention `toml:"retention,omitempty" json:"retention,omitempty"`
+	// Backups are the places that get backups by themselves.
+	Backups []Backup `toml:"backup,omitempty" json:"backup,omitempty"`
 	// SecondCopy is the directory of the second copies of critical files; empty: "second" in the store.
 	SecondCopy string `toml:"second_copy,omitempty" json:"second_copy,omitempty"`
 	// Recovery says of directories how they recover from damage: see RollbackPolicy.
@@ -74,6 +76,9 @@ func (s Settings) validate() error {
 		return fmt.Errorf("%w: it has format %d, this program reads up to %d", ErrFormat, s.Format, Format)
 	}
 	if _, err := s.id(); err != nil {
+		return err
+	}
+	if err := validateBackups(s.Backups); err != nil {
 		return err
 	}
 	if err := validateRollback(s.Recovery); err != nil {
@@ -142,7 +147,7 @@ func Init(ctx context.Context, dir string, opt InitOptions) (Settings, error) {
 		opt.Storage = StorageHybrid
 	}
 	s := Settings{Format: Format, StoreID: hex.EncodeToString(id), Storage: opt.Storage, Created: time.Now().UTC().Truncate(time.Second),
-		SecondCopy: opt.SecondCopy}
+		Backups: []Backup{defaultBackup()}, SecondCopy: opt.SecondCopy}
 	if err := s.validate(); err != nil {
 		return Settings{}, err
 	}

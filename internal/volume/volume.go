@@ -266,6 +266,7 @@ func (v *Volume) Settings() Settings {
 	defer v.settingsMu.Unlock()
 	s := v.settings
 	s.Retention = slices.Clone(s.Retention)
+	s.Backups = slices.Clone(s.Backups)
 	s.Recovery = slices.Clone(s.Recovery)
 	return s
 }

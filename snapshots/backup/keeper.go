@@ -1,0 +1,242 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"holdfast/blobstore"
+	"holdfast/internal/volume"
+)
+
+const (
+	// lookEvery is how often a Keeper looks for backups that are due, retryAfter how long it waits after one that failed.
+	lookEvery  = time.Minute
+	retryAfter = 15 * time.Minute
+	// longestPause bounds the pauses that a backup in the background makes.
+	longestPause = 100 * time.Millisecond
+)
+
+// Keeper makes the backups that a store's settings ask for. Methods may be called concurrently.
+type Keeper struct {
+	store  Store
+	id     string
+	places func() []volume.Backup
+	marks  Marks
+	log    *slog.Logger
+	now    func() time.Time
+
+	turn  sync.Mutex // held while a place is written
+	mu    sync.Mutex
+	state map[string]*State // by directory; guarded by mu
+}
+
+// Marks is told of what was copied, so that sidecars can say so. May be nil.
+type Marks interface {
+	MarkBackedUp(ctx context.Context, hashes []blobstore.Hash, at time.Time) error
+}
+
+// State is how it stands with a place.
+type State struct {
+	volume.Backup
+	Newest    *time.Time `json:"newest"` // nil: there is none
+	Backups   int        `json:"backups"`
+	Due       *time.Time `json:"due"`                  // nil: only when asked for
+	LastError string     `json:"last_error,omitempty"` // of the newest try; "" when it went well
+	failed    time.Time
+}
+
+// KeeperOptions say what a Keeper works on.
+type KeeperOptions struct {
+	Store   Store
+	StoreID string
+	Places  func() []volume.Backup // with absolute paths; asked each time
+	Marks   Marks
+	Log     *slog.Logger     // default: discards
+	Now     func() time.Time // default time.Now
+}
+
+// NewKeeper returns one; Run makes it work.
+func NewKeeper(o KeeperOptions) *Keeper {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return &Keeper{store: o.Store, id: o.StoreID, places: o.Places, marks: o.Marks, log: o.Log, now: o.Now, state: make(map[string]*State)}
+}
+
+// Run makes what is due, until ctx ends.
+func (k *Keeper) Run(ctx context.Context) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		k.look(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// look makes the backups that are due.
+func (k *Keeper) look(ctx context.Context) {
+	for _, s := range k.States() {
+		now := k.now()
+		if s.Due == nil || now.Before(*s.Due) || !s.failed.IsZero() && now.Before(s.failed.Add(retryAfter)) {
+			continue
+		}
+		res, err := k.makeIn(ctx, s.Backup, CreateOptions{Level: s.Level, Now: now, Pause: pauses()})
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			k.log.Error("an automatic backup failed; it is tried again", "place", s.Path, "error", err)
+			continue
+		}
+		k.log.Info("backed up", "place", s.Path, "backup", res.Name, "files", res.Files, "copied", res.Copied, "bytes", res.CopiedBytes)
+	}
+}
+
+// pauses returns a function that waits as long as has passed since it returned last, so that a backup takes half of one core at most.
+func pauses() func(context.Context) error {
+	last := time.Now()
+	return func(ctx context.Context) error {
+		work := time.Since(last)
+		if work < time.Millisecond {
+			return ctx.Err()
+		}
+		t := time.NewTimer(min(work, longestPause))
+		defer t.Stop()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		}
+		last = time.Now()
+		return nil
+	}
+}
+
+// Create makes a backup now in the place at dir, one of the settings, or the first of them when dir is ""; then it rotates. A dir that is none of them gets a
+// backup of everything, and nothing is rotated. recheck is that of CreateOptions.
+func (k *Keeper) Create(ctx context.Context, dir string, recheck bool, copied func(blobs, bytes int64)) (Created, error) {
+	b, err := k.choose(dir)
+	if err != nil {
+		return Created{}, err
+	}
+	return k.makeIn(ctx, b, CreateOptions{Level: b.Level, Now: k.now(), Recheck: recheck, Copied: copied})
+}
+
+func (k *Keeper) choose(dir string) (volume.Backup, error) {
+	all := k.places()
+	if dir == "" && len(all) > 0 {
+		return all[0], nil
+	}
+	for _, b := range all {
+		if b.Path == dir {
+			return b, nil
+		}
+	}
+	if dir == "" {
+		return volume.Backup{}, fmt.Errorf("%w: holdfast.toml names no place for backups; give one", ErrNotExist)
+	}
+	return volume.Backup{Path: dir}, nil
+}
+
+func (k *Keeper) makeIn(ctx context.Context, b volume.Backup, o CreateOptions) (res Created, err error) {
+	k.turn.Lock()
+	defer k.turn.Unlock()
+	defer func() {
+		if ctx.Err() == nil {
+			k.note(b, err)
+		}
+	}()
+	p, err := Open(ctx, Options{Dir: b.Path, StoreID: k.id, Log: k.log})
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	if res, err = p.Create(ctx, k.store, o); err != nil {
+		return res, fmt.Errorf("back up to %s: %w", b.Path, err)
+	}
+	if k.marks != nil {
+		if err := k.marks.MarkBackedUp(ctx, res.Blobs, o.Now); err != nil {
+			k.log.Warn("the sidecars do not say of all blobs that they are backed up", "error", err)
+		}
+	}
+	if b.Keep > 0 {
+		if _, err := p.Rotate(ctx, b.Keep); err != nil {
+			return res, fmt.Errorf("the backup %s was made; removing old ones from %s: %w", res.Name, b.Path, err)
+		}
+	}
+	return res, nil
+}
+
+func (k *Keeper) note(b volume.Backup, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s := &State{}
+	if err != nil {
+		s.LastError, s.failed = err.Error(), k.now()
+	}
+	k.state[b.Path] = s
+}
+
+// States returns how it stands with each place of the settings.
+func (k *Keeper) States() []State {
+	var out []State
+	for _, b := range k.places() {
+		s := State{Backup: b}
+		k.mu.Lock()
+		if known := k.state[b.Path]; known != nil {
+			s.LastError, s.failed = known.LastError, known.failed
+		}
+		k.mu.Unlock()
+		all, err := list(b.Path)
+		if err != nil && s.LastError == "" {
+			s.LastError = err.Error()
+		}
+		s.Backups = len(all)
+		due := k.now()
+		if len(all) > 0 {
+			newest := all[len(all)-1].Time
+			s.Newest, due = &newest, newest.Add(time.Duration(b.Every))
+		}
+		if b.Every > 0 {
+			s.Due = &due
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// Source is a place that is opened for each Fetch: it may come and go, as disks do.
+type Source struct {
+	dir, id string
+	log     *slog.Logger
+}
+
+// NewSource returns the place at dir, of the store called id, as a source of blobs.
+func NewSource(dir, id string, log *slog.Logger) Source { return Source{dir, id, log} }
+
+// Name is that of the place.
+func (s Source) Name() string { return (&Place{dir: s.dir}).Name() }
+
+// Fetch is Place.Fetch. blobstore.ErrNotFound too when there is no place at all.
+func (s Source) Fetch(ctx context.Context, ref blobstore.Ref, w io.Writer) error {
+	p, err := Open(ctx, Options{Dir: s.dir, StoreID: s.id, ReadOnly: true, Log: s.log})
+	if errors.Is(err, ErrNotExist) {
+		return fmt.Errorf("%w: %w", blobstore.ErrNotFound, err)
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(p.Fetch(ctx, ref, w), p.Close())
+}
