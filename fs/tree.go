@@ -77,6 +77,12 @@ type Direct interface {
 	Stream() bool
 }
 
+// Grower is what a virtual tree offers when files of it grow while they are open. Under the writeback cache the kernel does not take the size of a file from the answers to
+// its questions; it is told of a larger one besides, so that `tail -f` sees it at its next look.
+type Grower interface {
+	Grows(ino catalog.Ino) bool
+}
+
 // SetAttr is volume.SetAttr with a Handle of any tree.
 type SetAttr struct {
 	Mode, UID, GID      *uint32

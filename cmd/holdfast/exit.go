@@ -9,6 +9,7 @@ import (
 	"holdfast/blobstore"
 	"holdfast/catalog"
 	"holdfast/integrity"
+	"holdfast/integrity/audit"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
 	"holdfast/snapshots/backup"
@@ -56,6 +57,8 @@ func exitCode(err error) int {
 		{errDamageFound, exitDamage},
 		{integrity.ErrNotHealed, exitDamage},
 		{integrity.ErrPolicy, exitDamage},
+		{audit.ErrTampered, exitDamage},
+		{audit.ErrMalformed, exitDamage}, // what is no evidence proves nothing
 		{backup.ErrDamaged, exitDamage},
 	} {
 		if errors.Is(err, k.err) {

@@ -69,7 +69,7 @@ func (t *Tree) Open(ctx context.Context, ino catalog.Ino, write bool) (File, err
 		d, err := t.manual(ctx, n)
 		return &plain{b: []byte(integrity.ManualPage(&d))}, err
 	}
-	b, err := t.text(ctx, ino)
+	b, err := t.text(ctx, number(kind, n))
 	return &plain{b: b}, err
 }
 
@@ -277,7 +277,7 @@ func (f *plain) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
 	return copy(p, f.b[off:]), nil
 }
 
-// command is scrub, open for writing: a word that is carried out when the file is closed.
+// command is scrub, open for writing: a word that is carried out at the end of its line, or when the file is closed.
 type command struct {
 	t    *Tree
 	mu   sync.Mutex
@@ -288,21 +288,36 @@ const maxCommand = 64
 
 func (*command) ReadAt(context.Context, []byte, int64) (int, error) { return 0, unix.EBADF }
 
-func (c *command) WriteAt(_ context.Context, p []byte, off int64) (int, error) {
+func (c *command) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if len(p) == 0 {
+		return 0, nil
+	}
 	if off < 0 || off > int64(len(c.text)) || off+int64(len(p)) > maxCommand {
 		return 0, fmt.Errorf("%w: write start, pause, resume or stop", catalog.ErrInvalid)
 	}
 	c.text = append(c.text[:off], p...)
+	if p[len(p)-1] != '\n' {
+		return len(p), nil
+	}
+	// A whole line is carried out at once: shells do not look at the outcome of their close.
+	if err := c.carryOut(ctx); err != nil {
+		return 0, err
+	}
 	return len(p), nil
 }
 
+// Flush carries out a word without an end of line.
 func (c *command) Flush(ctx context.Context) error {
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.carryOut(ctx)
+}
+
+func (c *command) carryOut(ctx context.Context) error {
 	word := strings.TrimSpace(string(c.text))
 	c.text = nil
-	c.mu.Unlock()
 	s := c.t.o.Scrub
 	switch word {
 	case "":

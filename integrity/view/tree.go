@@ -101,16 +101,23 @@ func New(o Options) *Tree {
 	return &Tree{o: o, began: o.Now(), texts: make(map[catalog.Ino]text)}
 }
 
-// A number consists of a kind, in bits 48 to 55, and a number within it.
+// A number consists of a kind, in bits 52 to 55, what it is within the kind, and a tag that changes with the size: under the writeback cache the kernel keeps
+// the first size that it is told of a node, so a file of another size has to be another node. Get takes a number with any tag.
 const (
-	kindBits = 48
+	kindBits = 52
 	kindMask = 1<<kindBits - 1
+	thisBits = 40
+	thisMask = 1<<thisBits - 1
+	tagMask  = 1<<(kindBits-thisBits) - 1
 
-	kindFixed   = 0 // the files and directories that are always there
-	kindCheck   = 1 // of an inode of the store
+	kindFixed   = 0 // the files and directories that are always there, in bits 48 to 51; the tag has the bits below
+	kindCheck   = 1 // of an inode of the store, in the lower 40 bits
 	kindProof   = 2 // of an inode of the store
 	kindFailure = 3 // a number of a failure
-	kindManual  = 4 // the first 48 bits of what waits for a person
+	kindManual  = 4 // 40 bits of a hash of the name of what waits for a person
+
+	fixedBits = 48
+	fixedMask = 1<<fixedBits - 1
 )
 
 // The fixed ones. The root has the number of the store's root.
@@ -146,9 +153,35 @@ func fixedNodes() []fixed {
 	}
 }
 
-func number(kind int, n uint64) catalog.Ino { return catalog.Ino(uint64(kind)<<kindBits | n) }
+func number(kind int, n uint64) catalog.Ino { return sized(kind, n, 0) }
 
-func split(ino catalog.Ino) (kind int, n uint64) { return int(ino >> kindBits), uint64(ino) & kindMask }
+// sized is the number of a file of that size.
+func sized(kind int, n uint64, size int64) catalog.Ino {
+	if kind != kindFixed {
+		return catalog.Ino(uint64(kind)<<kindBits | (uint64(size)&tagMask)<<thisBits | n&thisMask)
+	}
+	if n == nodeRoot {
+		return catalog.Root
+	}
+	return catalog.Ino(n<<fixedBits | uint64(size)&fixedMask)
+}
+
+// split takes a number apart, without its tag.
+func split(ino catalog.Ino) (kind int, n uint64) {
+	switch kind = int(ino >> kindBits); {
+	case kind != kindFixed:
+		return kind, uint64(ino) & thisMask
+	case ino == catalog.Root:
+		return kind, nodeRoot
+	}
+	return kind, uint64(ino) >> fixedBits
+}
+
+// Grows reports whether the file grows while it is open, so that the kernel has to be told of its size: see fs.Grower.
+func (t *Tree) Grows(ino catalog.Ino) bool {
+	kind, n := split(ino)
+	return kind == kindFixed && (n == nodeAudit || n == nodeRecoveries)
+}
 
 // row makes the attributes of a node.
 func (t *Tree) row(ino catalog.Ino, mode uint32, size int64, at time.Time) catalog.Inode {
@@ -176,7 +209,7 @@ func (t *Tree) Lookup(ctx context.Context, parent catalog.Ino, name string) (cat
 	case nodeRoot:
 		for _, f := range fixedNodes() {
 			if f.name == name {
-				return t.Get(ctx, number(kindFixed, f.node))
+				return t.get(ctx, number(kindFixed, f.node))
 			}
 		}
 	case nodeChecks:
@@ -185,9 +218,9 @@ func (t *Tree) Lookup(ctx context.Context, parent catalog.Ino, name string) (cat
 		return t.lookupMirror(ctx, kindProof, catalog.Root, name)
 	case nodeFailures:
 		digits, ok := strings.CutSuffix(name, ".json")
-		id, err := strconv.ParseInt(digits, 10, kindBits-1)
+		id, err := strconv.ParseInt(digits, 10, thisBits)
 		if ok && err == nil && failureName(id) == name {
-			return t.Get(ctx, number(kindFailure, uint64(id)))
+			return t.get(ctx, number(kindFailure, uint64(id)))
 		}
 	case nodeManual:
 		d, err := t.o.Engine.DamagedItem(ctx, name)
@@ -230,21 +263,22 @@ func (t *Tree) mirror(kind int, ino catalog.Ino) catalog.Ino {
 	case ino != catalog.Root:
 		return number(kind, uint64(ino))
 	case kind == kindCheck:
-		return nodeChecks
+		return number(kindFixed, nodeChecks)
 	}
-	return nodeProof
+	return number(kindFixed, nodeProof)
 }
 
 // mirrorRow is what a file or directory of the store is below checks and proof: as readable as that one. Others are not there.
 func (t *Tree) mirrorRow(kind int, row *catalog.Inode) (catalog.Inode, bool) {
 	typ := row.Mode & unix.S_IFMT
-	if typ != unix.S_IFREG && typ != unix.S_IFDIR || uint64(row.Ino) > kindMask {
+	if typ != unix.S_IFREG && typ != unix.S_IFDIR || uint64(row.Ino) > thisMask {
 		return catalog.Inode{}, false
 	}
 	out := *row
 	out.Ino, out.Parent = t.mirror(kind, row.Ino), t.mirror(kind, row.Parent)
 	if typ == unix.S_IFREG {
 		out.Mode, out.Nlink, out.Size = typ|row.Mode&0o444, 1, int64(len(t.known(out.Ino, freshChecks)))
+		out.Ino = sized(kind, uint64(row.Ino), out.Size)
 	} else {
 		out.Mode, out.Size = typ|row.Mode&0o555, 0
 	}
@@ -253,6 +287,13 @@ func (t *Tree) mirrorRow(kind int, row *catalog.Inode) (catalog.Inode, bool) {
 
 // Get returns the attributes of a node. catalog.ErrStale when it is not there any more.
 func (t *Tree) Get(ctx context.Context, ino catalog.Ino) (catalog.Inode, error) {
+	row, err := t.get(ctx, ino)
+	row.Ino = ino // whatever its tag is
+	return row, err
+}
+
+// get is Get, with the tag of the present size.
+func (t *Tree) get(ctx context.Context, ino catalog.Ino) (catalog.Inode, error) {
 	kind, n := split(ino)
 	switch kind {
 	case kindFixed:
@@ -303,7 +344,7 @@ func (t *Tree) fixedRow(ctx context.Context, f fixed) (catalog.Inode, error) {
 		b, err = t.text(ctx, ino)
 		size = int64(len(b))
 	}
-	return t.row(ino, f.mode, size, t.o.Now()), err
+	return t.row(sized(kindFixed, f.node, size), f.mode, size, t.o.Now()), err
 }
 
 // ReadDir returns up to max entries behind the cookie after.
@@ -411,17 +452,18 @@ func (t *Tree) failure(ctx context.Context, id int64) (b []byte, at time.Time, e
 	return b, at, err
 }
 
-// manualNumber is the number of what waits for a person: its first 48 bits, where its name is a hash.
+// manualNumber is the number of what waits for a person.
 func manualNumber(dataID string) uint64 {
 	n := uint64(14695981039346656037) // FNV-1a
 	for i := range len(dataID) {
 		n = (n ^ uint64(dataID[i])) * 1099511628211
 	}
-	return n & kindMask
+	return n & thisMask
 }
 
 func (t *Tree) manualRow(d *integrity.Damaged) catalog.Inode {
-	return t.row(number(kindManual, manualNumber(d.DataID)), unix.S_IFREG|0o644, int64(len(integrity.ManualPage(d))), d.Since)
+	size := int64(len(integrity.ManualPage(d)))
+	return t.row(sized(kindManual, manualNumber(d.DataID), size), unix.S_IFREG|0o644, size, d.Since)
 }
 
 func (t *Tree) manual(ctx context.Context, n uint64) (found integrity.Damaged, err error) {
