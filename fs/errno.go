@@ -35,7 +35,6 @@ func errnoTable() []errnoRow {
 		{"integrity.ErrWrongContent", integrity.ErrWrongContent, unix.EINVAL},
 		{"integrity.ErrBusy", integrity.ErrBusy, unix.EBUSY},
 		{"integrity.ErrNotHealed", integrity.ErrNotHealed, unix.EIO},
-		{"integrity.ErrPolicy", integrity.ErrPolicy, unix.EIO},
 		{"integrity.ErrStrategy", integrity.ErrStrategy, unix.EINVAL},
 		{"audit.ErrTampered", audit.ErrTampered, unix.EIO},
 		{"audit.ErrMalformed", audit.ErrMalformed, unix.EIO},

@@ -227,14 +227,13 @@ func (w *world) alter(dir string, asFile bool, ref blobstore.Ref, fn func([]byte
 	w.sql(filepath.Join(dir, "blobs.db"), func(c *sqldb.Conn) error {
 		var id, first int64
 		var body []byte
-		large := false
 		st := c.Prep("SELECT b.id, b.body, l.first FROM blob b LEFT JOIN large l ON l.id = b.id WHERE b.hash = ?").BindBytes(1, ref.Hash[:])
 		ok, err := st.Step()
 		if err != nil || !ok {
 			return errors.Join(err, errors.New("no such row"))
 		}
-		id, body, large = st.Int64(0), st.AppendBytes(nil, 1), !st.IsNull(2)
-		first = st.Int64(2)
+		large := !st.IsNull(2)
+		id, body, first = st.Int64(0), st.AppendBytes(nil, 1), st.Int64(2)
 		if err := st.Done(); err != nil {
 			return err
 		}

@@ -56,7 +56,6 @@ func exitCode(err error) int {
 		{catalog.ErrDamaged, exitDamage},
 		{errDamageFound, exitDamage},
 		{integrity.ErrNotHealed, exitDamage},
-		{integrity.ErrPolicy, exitDamage},
 		{audit.ErrTampered, exitDamage},
 		{audit.ErrMalformed, exitDamage}, // what is no evidence proves nothing
 		{backup.ErrDamaged, exitDamage},

@@ -55,13 +55,6 @@ func flip(t testing.TB, name string, off int64) {
 	}
 }
 
-// remount makes the kernel forget what it has read.
-func (p place) remount() {
-	p.t.Helper()
-	ok(p.t, "umount", p.dir)
-	p.mount()
-}
-
 // TestIntegrityDirectoryAsAUser reads and writes .integrity with the programs that people have.
 func TestIntegrityDirectoryAsAUser(t *testing.T) {
 	p := newPlace(t)

@@ -407,7 +407,9 @@ func (c *completion) Close() {
 		c.done = true
 		c.pipe.CloseWithError(errors.New("the content was broken off"))
 		c.stop()
-		_ = <-c.ended // it was broken off: by this
+		if err := <-c.ended; err == nil { // it was complete after all
+			return
+		}
 	}
 }
 

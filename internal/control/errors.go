@@ -46,7 +46,6 @@ func errorKinds() []errorKind {
 		{"blob-damaged", blobstore.ErrDamaged, http.StatusInternalServerError},
 		{"blob-not-found", blobstore.ErrNotFound, http.StatusInternalServerError},
 		{"not-healed", integrity.ErrNotHealed, http.StatusInternalServerError},
-		{"recovery-policy", integrity.ErrPolicy, http.StatusConflict},
 		{"scrub-busy", integrity.ErrBusy, http.StatusConflict},
 		{"wrong-content", integrity.ErrWrongContent, http.StatusConflict},
 		{"strategy", integrity.ErrStrategy, http.StatusBadRequest},
