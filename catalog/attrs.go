@@ -164,7 +164,7 @@ func (c *Catalog) xattrsOf(ctx context.Context, ino Ino) (set *xattrSet, err err
 		}
 		set = c.noXattrs
 		if len(m) > 0 {
-			set = &xattrSet{m: m}
+			set = newXattrSet(m)
 		}
 		c.xattrs.add(ino, set)
 		return true, nil
@@ -178,7 +178,7 @@ func (c *Catalog) GetXattr(ctx context.Context, ino Ino, name string) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	v, ok := set.m[name]
+	v, ok := set.get(name)
 	if !ok {
 		return nil, ErrNoXattr
 	}
@@ -191,7 +191,7 @@ func (c *Catalog) ListXattr(ctx context.Context, ino Ino) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.Sorted(maps.Keys(set.m)), nil
+	return set.m.Keys(), nil
 }
 
 // SetXattr sets an extended attribute. Flags: XattrCreate (ErrExist when it is there), XattrReplace (ErrNoXattr when it is not).
@@ -222,17 +222,14 @@ func checkXattr(name string, value []byte, flags uint) error {
 func (t *txn) setXattr(ctx context.Context, ino Ino, name string, value []byte, flags uint) error {
 	value = append(make([]byte, 0, len(value)), value...)
 	return t.changeXattr(ctx, ino, func(set *xattrSet) (Xattr, error) {
-		old, ok := set.m[name]
+		old, ok := set.get(name)
 		switch {
 		case ok && flags == XattrCreate:
 			return Xattr{}, ErrExist
 		case !ok && flags == XattrReplace:
 			return Xattr{}, ErrNoXattr
 		}
-		total := len(name) + len(value)
-		for k, v := range set.m {
-			total += len(k) + len(v)
-		}
+		total := set.bytes + len(name) + len(value)
 		if ok {
 			total -= len(name) + len(old)
 		}
@@ -250,7 +247,7 @@ func (c *Catalog) RemoveXattr(ctx context.Context, who Actor, ino Ino, name stri
 
 func (t *txn) removeXattr(ctx context.Context, ino Ino, name string) error {
 	return t.changeXattr(ctx, ino, func(set *xattrSet) (Xattr, error) {
-		if _, ok := set.m[name]; !ok {
+		if _, ok := set.get(name); !ok {
 			return Xattr{}, ErrNoXattr
 		}
 		return Xattr{Ino: ino, Name: name}, nil
@@ -290,8 +287,8 @@ func (c *Catalog) Level(ctx context.Context, ino Ino) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if v := string(set.m[LevelXattr]); validLevel(v) {
-			return v, nil
+		if v, _ := set.get(LevelXattr); validLevel(string(v)) {
+			return string(v), nil
 		}
 		if ino == Root {
 			return LevelBasic, nil
@@ -314,10 +311,8 @@ func (c *Catalog) levelCached(ino Ino) (string, bool) {
 		if set == nil || row == nil {
 			return "", false
 		}
-		if len(set.val.m) > 0 {
-			if v := string(set.val.m[LevelXattr]); validLevel(v) {
-				return v, true
-			}
+		if v, _ := set.val.get(LevelXattr); validLevel(string(v)) {
+			return string(v), true
 		}
 		if ino == Root {
 			return LevelBasic, true

@@ -58,17 +58,20 @@ func loadLoose(ctx context.Context, db *sqldb.DB, after blobstore.Hash, forgotte
 		state = 1
 	}
 	err = db.Read(ctx, func(c *sqldb.Conn) error {
-		st := c.Prep("SELECT hash FROM loose WHERE hash > ? AND forgotten = ? ORDER BY hash LIMIT ? + 0").BindBytes(1, after[:]).BindInt64(2, state).BindInt64(3, looseStep)
+		st := c.Prep("SELECT "+looseColumns+", row_sum FROM loose WHERE hash > ? AND forgotten = ? ORDER BY hash LIMIT ? + 0").BindBytes(1, after[:]).BindInt64(2, state).BindInt64(3, looseStep)
+		var r rowRead
 		for {
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err
 			}
-			var h blobstore.Hash
-			if err := st.WantBytes(0, h[:]); err != nil {
+			if err := r.read(st, 0, tableLoose); err != nil {
 				return err
 			}
-			list = append(list, h)
+			if len(r.bytes(0)) != len(after) {
+				return fmt.Errorf("catalog.db: the name of a blob has %d bytes: %w", len(r.bytes(0)), sqldb.ErrCorrupt)
+			}
+			list = append(list, blobstore.Hash(r.bytes(0)))
 		}
 	})
 	return list, err
@@ -147,13 +150,11 @@ func blobUse(c *sqldb.Conn, h blobstore.Hash) (used bool, size int64, err error)
 	if err := st.Done(); err != nil {
 		return false, 0, err
 	}
-	st = c.Prep("SELECT size FROM blobs WHERE hash = ?").BindBytes(1, h[:])
-	ok, err := st.Step()
+	b, ok, err := readBlob(c, h)
 	if err != nil || !ok {
 		return used, -1, err
 	}
-	size = st.Int64(0)
-	return used, size, st.Done()
+	return used, b.ref.Size, nil
 }
 
 // inFlight says which of the blobs are named by records that are not in catalog.db yet.
@@ -283,8 +284,7 @@ func (p *pruner) loosenUnused(ctx context.Context, list []blobstore.Hash) error 
 	}
 	return failed("write catalog.db", p.db.Write(ctx, func(c *sqldb.Conn) error {
 		for i := range unused {
-			err := c.Prep("INSERT INTO loose (hash, forgotten) VALUES (?, 0) ON CONFLICT (hash) DO UPDATE SET forgotten = 0").BindBytes(1, unused[i][:]).Exec()
-			if err != nil {
+			if err := putLoose(c, unused[i][:], 0); err != nil {
 				return err
 			}
 		}

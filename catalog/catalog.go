@@ -146,8 +146,11 @@ type Stats struct {
 	LastError     error     `json:"-"`          // why catalog.db or the blobstore lags behind at the moment; nil when neither does
 	Damage        []error   `json:"-"`          // what Open found damaged and worked around
 	NextIno       Ino       `json:"next_inode"` // the number that the next inode gets
-	Snapshots     int       `json:"snapshots"`
-	Horizon       Seq       `json:"horizon"` // every moment since is kept: see Catalog.Horizon
+	// KnownIntact says that Open found catalog.db byte for byte as it was closed. Otherwise (after a crash) single rows are checked as they are read, and
+	// only Compare finds what is missing.
+	KnownIntact bool `json:"known_intact"`
+	Snapshots   int  `json:"snapshots"`
+	Horizon     Seq  `json:"horizon"` // every moment since is kept: see Catalog.Horizon
 	// HistoryBytes is the content, in bytes of ranges of files, that only the past had when the history was thinned last; -1 before that.
 	HistoryBytes int64 `json:"history_bytes"`
 }
@@ -194,6 +197,7 @@ type Catalog struct {
 	historyBytes atomic.Int64
 
 	damage  []error // set by Open only
+	intact  bool    // catalog.db was closed cleanly and has not changed until Open
 	corrupt atomic.Bool
 }
 

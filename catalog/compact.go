@@ -237,8 +237,11 @@ func (c *Catalog) noteMoved(ctx context.Context, bodies map[uint64][]blobstore.H
 		n := min(movedStep, len(moves))
 		err := c.db.Write(ctx, func(conn *sqldb.Conn) error {
 			for _, m := range moves[:n] {
-				err := conn.Prep("UPDATE blobs SET offset = ? WHERE hash = ? AND seq = ? AND segment = ? AND offset >= 0").
-					BindInt64(1, m.pos.Offset).BindBytes(2, m.hash[:]).BindInt64(3, int64(m.seq)).BindInt64(4, int64(m.pos.Segment)).Exec()
+				err := moveBlob(conn, m.hash, func(b *blobRow) bool {
+					was := b.pos
+					b.pos.Offset = m.pos.Offset
+					return b.seq == Seq(m.seq) && was.Segment == m.pos.Segment && was.Offset >= 0
+				})
 				if err != nil {
 					return err
 				}

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -117,7 +118,7 @@ func (c *Catalog) Strict(ctx context.Context, ino Ino) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if v, ok := set.m[StrictXattr]; ok {
+		if v, ok := set.get(StrictXattr); ok {
 			return string(v) == "1", nil
 		}
 		if ino == Root {
@@ -165,35 +166,33 @@ func (w *rowWriter) insertConflict(c *sqldb.Conn, x *Conflict, seq Seq) error {
 	if err != nil {
 		return err
 	}
-	return c.Prep(`INSERT INTO conflicts (seq, ino, path, lost, won, side, time, lost_by, lost_pid, won_by, won_pid)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`).
-		BindInt64(1, int64(seq)).BindInt64(2, int64(x.Ino)).BindBytes(3, []byte(x.Path)).BindInt64(4, int64(x.Lost)).BindInt64(5, int64(x.Won)).
-		BindInt64(6, int64(x.Side)).BindInt64(7, x.Time).BindInt64(8, lost).BindInt64(9, int64(x.LostBy.PID)).
-		BindInt64(10, won).BindInt64(11, int64(x.WonBy.PID)).Exec()
+	var p rowPut
+	return p.begin(c.Prep("INSERT INTO conflicts ("+conflictColumns+", row_sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"), tableConflicts).
+		int(int64(seq)).int(int64(x.Ino)).name(x.Path).int(int64(x.Lost)).int(int64(x.Won)).int(int64(x.Side)).int(x.Time).
+		int(lost).int(int64(x.LostBy.PID)).int(won).int(int64(x.WonBy.PID)).exec()
 }
 
 func loadConflicts(ctx context.Context, db *sqldb.DB, after, upTo Seq, max int) (list []Conflict, err error) {
-	if db.Version() < dbFormat {
+	if db.Version() < formatHistory {
 		return nil, nil
 	}
 	err = db.Read(ctx, func(c *sqldb.Conn) error {
-		st := c.Prep(`SELECT x.seq, x.ino, x.path, x.lost, x.won, x.side, x.time, x.lost_pid, x.won_pid, a.agent, a.program, a.uid, b.agent, b.program, b.uid
+		st := c.Prep(`SELECT x.seq, x.ino, x.path, x.lost, x.won, x.side, x.time, x.lost_by, x.lost_pid, x.won_by, x.won_pid, x.row_sum,
+			a.id, a.agent, a.program, a.uid, a.row_sum, b.id, b.agent, b.program, b.uid, b.row_sum
 			FROM conflicts x LEFT JOIN actors a ON a.id = x.lost_by LEFT JOIN actors b ON b.id = x.won_by
 			WHERE x.seq > ? AND x.seq <= ? ORDER BY x.seq, x.ino LIMIT ? + 0`).
 			BindInt64(1, int64(after)).BindInt64(2, int64(upTo)).BindInt64(3, int64(max))
+		var r, a, b rowRead
 		for {
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err
 			}
-			if st.Len(2) > MaxPath || st.Len(9)+st.Len(10)+st.Len(12)+st.Len(13) > 4*MaxActor {
-				return fmt.Errorf("catalog.db: a conflict of record %d is impossible: %w", st.Int64(0), sqldb.ErrCorrupt)
+			if err := errors.Join(r.read(st, 0, tableConflicts), a.read(st, 12, tableActors), b.read(st, 17, tableActors)); err != nil {
+				return err
 			}
-			actor := func(at, pid int) Actor {
-				return Actor{Agent: string(st.AppendBytes(nil, at)), Program: string(st.AppendBytes(nil, at+1)), UID: uint32(st.Int64(at + 2)), PID: uint32(st.Int64(pid))}
-			}
-			list = append(list, Conflict{Seq: Seq(st.Int64(0)), Ino: Ino(st.Int64(1)), Path: string(st.AppendBytes(nil, 2)), Lost: uint64(st.Int64(3)),
-				Won: uint64(st.Int64(4)), Side: Ino(st.Int64(5)), Time: st.Int64(6), LostBy: actor(9, 7), WonBy: actor(12, 8)})
+			list = append(list, Conflict{Seq: Seq(r.int(0)), Ino: Ino(r.int(1)), Path: string(r.bytes(2)), Lost: uint64(r.int(3)), Won: uint64(r.int(4)),
+				Side: Ino(r.int(5)), Time: r.int(6), LostBy: a.actor(r.int(8)), WonBy: b.actor(r.int(10))})
 		}
 	})
 	return list, err

@@ -228,22 +228,37 @@ type blobRow struct {
 	ref blobstore.Ref
 	seq Seq
 	pos journal.Pos // Offset -1: no record carries its body
+
+	level string
 }
 
 func (c *Catalog) loadBlob(ctx context.Context, h blobstore.Hash) (b blobRow, ok bool, err error) {
 	err = c.db.Read(ctx, func(conn *sqldb.Conn) error {
-		st := conn.Prep("SELECT size, root, seq, segment, offset FROM blobs WHERE hash = ?").BindBytes(1, h[:])
-		if ok, err = st.Step(); err != nil || !ok {
-			return err
-		}
-		b.ref = blobstore.Ref{Hash: h, Size: st.Int64(0)}
-		b.seq, b.pos = Seq(st.Int64(2)), journal.Pos{Segment: uint64(st.Int64(3)), Offset: st.Int64(4)}
-		return optionalBytes(st, 1, b.ref.Root[:])
+		b, ok, err = readBlob(conn, h)
+		return err
 	})
 	if err != nil {
 		return blobRow{}, false, c.readFailed("look for a blob", err)
 	}
 	return b, ok, nil
+}
+
+func readBlob(c *sqldb.Conn, h blobstore.Hash) (b blobRow, ok bool, err error) {
+	st := c.Prep("SELECT "+blobsColumns+", row_sum FROM blobs WHERE hash = ?").BindBytes(1, h[:])
+	if ok, err = st.Step(); err != nil || !ok {
+		return b, false, err
+	}
+	var r rowRead
+	b, err = scanBlob(st, &r)
+	return b, err == nil, errors.Join(err, st.Done())
+}
+
+func scanBlob(st *sqldb.Stmt, r *rowRead) (b blobRow, err error) {
+	if err := r.read(st, 0, tableBlobs); err != nil {
+		return b, err
+	}
+	b = blobRow{ref: blobstore.Ref{Size: r.int(1)}, seq: Seq(r.int(4)), pos: journal.Pos{Segment: uint64(r.int(5)), Offset: r.int(6)}, level: string(r.bytes(3))}
+	return b, errors.Join(r.hash(0, b.ref.Hash[:]), r.hash(2, b.ref.Root[:]))
 }
 
 // PendingBody returns the content of a small blob that is not in the blobstore yet. The caller may not change it.

@@ -53,12 +53,16 @@ func (c *Catalog) gapAt(ctx context.Context, ino Ino, at Seq) (after, before Seq
 }
 
 func loadGap(c *sqldb.Conn, ino Ino, at Seq) (after, before Seq, err error) {
-	st := c.Prep("SELECT after, before FROM gaps WHERE ino = ? AND after < ? ORDER BY after DESC LIMIT 1").BindInt64(1, int64(ino)).BindInt64(2, int64(at))
+	st := c.Prep("SELECT "+gapsColumns+", row_sum FROM gaps WHERE ino = ? AND after < ? ORDER BY after DESC LIMIT 1").BindInt64(1, int64(ino)).BindInt64(2, int64(at))
 	ok, err := st.Step()
 	if err != nil || !ok {
 		return 0, 0, err
 	}
-	if after, before = Seq(st.Int64(0)), Seq(st.Int64(1)); at >= before {
+	var r rowRead
+	if err := r.read(st, 0, tableGaps); err != nil {
+		return 0, 0, err
+	}
+	if after, before = Seq(r.int(1)), Seq(r.int(2)); at >= before {
 		after, before = 0, 0
 	}
 	return after, before, st.Done()
@@ -163,17 +167,21 @@ const maxKept = 1 << 20
 func loadKept(ctx context.Context, db *sqldb.DB) (map[string][]Seq, error) {
 	all, n := make(map[string][]Seq), 0
 	err := db.Read(ctx, func(c *sqldb.Conn) error {
-		st := c.Prep("SELECT policy, seq FROM kept ORDER BY policy, seq")
+		st := c.Prep("SELECT " + keptColumns + ", row_sum FROM kept ORDER BY policy, seq")
+		var r rowRead
 		for {
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err
 			}
-			if n++; n > maxKept || st.Len(0) > MaxPath {
+			if err := r.read(st, 0, tableKept); err != nil {
+				return err
+			}
+			if n++; n > maxKept || len(r.bytes(0)) > MaxPath {
 				return fmt.Errorf("catalog.db: the kept moments are impossible: %w", sqldb.ErrCorrupt)
 			}
-			policy := string(st.AppendBytes(nil, 0))
-			all[policy] = append(all[policy], Seq(st.Int64(1)))
+			policy := string(r.bytes(0))
+			all[policy] = append(all[policy], Seq(r.int(1)))
 		}
 	})
 	return all, err

@@ -345,22 +345,22 @@ func (c *Catalog) Version(ctx context.Context, ino Ino, num uint64) (Version, er
 // the statement anew each time one is bound.
 func (c *Catalog) loadVersions(ctx context.Context, where string, ino Ino, below, above uint64) (list []Version, err error) {
 	err = c.db.Read(ctx, func(conn *sqldb.Conn) error {
-		st := conn.Prep(`SELECT v.num, v.seq, v.time, v.size, v.sum, v.prev, v.digest, v.pid, a.agent, a.program, a.uid
-			FROM versions v LEFT JOIN actors a ON a.id = v.actor WHERE `+where).
+		st := conn.Prep(`SELECT v.ino, v.num, v.seq, v.time, v.size, v.sum, v.prev, v.digest, v.actor, v.pid, v.row_sum,
+			a.id, a.agent, a.program, a.uid, a.row_sum FROM versions v LEFT JOIN actors a ON a.id = v.actor WHERE `+where).
 			BindInt64(1, int64(ino)).BindInt64(2, int64(below)).BindInt64(3, int64(above)).BindInt64(4, versionPage)
+		var r, a rowRead
 		for {
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err
 			}
-			v := Version{Ino: ino, Num: uint64(st.Int64(0)), Seq: Seq(st.Int64(1)), Time: st.Int64(2), Size: st.Int64(3)}
-			for i, h := range []*[32]byte{(*[32]byte)(&v.Sum), (*[32]byte)(&v.Prev), (*[32]byte)(&v.Digest)} {
-				if err := optionalBytes(st, 4+i, h[:]); err != nil {
-					return err
-				}
+			if err := errors.Join(r.read(st, 0, tableVersions), a.read(st, 11, tableActors)); err != nil {
+				return err
 			}
-			v.Actor = Actor{Agent: string(st.AppendBytes(nil, 8)), Program: string(st.AppendBytes(nil, 9)),
-				UID: uint32(st.Int64(10)), PID: uint32(st.Int64(7))}
+			v := Version{Ino: ino, Num: uint64(r.int(1)), Seq: Seq(r.int(2)), Time: r.int(3), Size: r.int(4), Actor: a.actor(r.int(9))}
+			if err := errors.Join(r.hash(5, v.Sum[:]), r.hash(6, v.Prev[:]), r.hash(7, v.Digest[:])); err != nil {
+				return err
+			}
 			list = append(list, v)
 		}
 	})
@@ -376,18 +376,18 @@ func (c *Catalog) NameHistory(ctx context.Context, parent Ino, name string) ([]N
 	p := c.moment(Head)
 	var list []NameSpan
 	err := c.db.Read(ctx, func(conn *sqldb.Conn) error {
-		st := conn.Prep("SELECT ino, type, from_seq, to_seq FROM dentries WHERE parent = ? AND name = ? AND from_seq <= ? ORDER BY from_seq").
+		st := conn.Prep("SELECT "+dentriesColumns+", row_sum FROM dentries WHERE parent = ? AND name = ? AND from_seq <= ? ORDER BY from_seq").
 			BindInt64(1, int64(parent)).BindBytes(2, []byte(name)).BindInt64(3, int64(p.base))
+		var r rowRead
 		for {
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err
 			}
-			s := NameSpan{Ino(st.Int64(0)), uint32(st.Int64(1)), Seq(st.Int64(2)), Head}
-			if !st.IsNull(3) && Seq(st.Int64(3)) <= p.base {
-				s.To = Seq(st.Int64(3))
+			if err := r.read(st, 0, tableDentries); err != nil {
+				return err
 			}
-			list = append(list, s)
+			list = append(list, r.span(p.base))
 		}
 	})
 	if err != nil {
@@ -425,13 +425,17 @@ func (c *Catalog) SeqAt(ctx context.Context, t time.Time) (Seq, error) {
 	}
 	var seq Seq
 	err := c.db.Read(ctx, func(conn *sqldb.Conn) error {
-		st := conn.Prep("SELECT chunk, first_time, deltas FROM times WHERE first_time <= ? ORDER BY first_time DESC, chunk DESC LIMIT 1").BindInt64(1, ns)
+		st := conn.Prep("SELECT "+timesColumns+", row_sum FROM times WHERE first_time <= ? ORDER BY first_time DESC, chunk DESC LIMIT 1").BindInt64(1, ns)
 		ok, err := st.Step()
 		if err != nil || !ok {
 			return err
 		}
-		first := Seq(st.Int64(0)*timesChunk + 1)
-		return eachTime(st.Int64(1), st.AppendBytes(nil, 2), func(i int, at Timestamp) bool {
+		var r rowRead
+		if err := r.read(st, 0, tableTimes); err != nil {
+			return err
+		}
+		first := Seq(r.int(0)*timesChunk + 1)
+		return eachTime(r.int(1), r.bytes(2), func(i int, at Timestamp) bool {
 			if at <= ns {
 				seq = first + Seq(i)
 			}
@@ -454,12 +458,16 @@ func (c *Catalog) TimeOf(ctx context.Context, s Seq) (time.Time, error) {
 	var at time.Time
 	if s >= 1 && s <= p.base {
 		err := c.db.Read(ctx, func(conn *sqldb.Conn) error {
-			st := conn.Prep("SELECT first_time, deltas FROM times WHERE chunk = ?").BindInt64(1, int64(s-1)/timesChunk)
+			st := conn.Prep("SELECT "+timesColumns+", row_sum FROM times WHERE chunk = ?").BindInt64(1, int64(s-1)/timesChunk)
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err
 			}
-			return eachTime(st.Int64(0), st.AppendBytes(nil, 1), func(i int, t Timestamp) bool {
+			var r rowRead
+			if err := r.read(st, 0, tableTimes); err != nil {
+				return err
+			}
+			return eachTime(r.int(1), r.bytes(2), func(i int, t Timestamp) bool {
 				if i == int(s-1)%timesChunk {
 					at = unixTime(t)
 				}

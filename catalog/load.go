@@ -12,22 +12,24 @@ import (
 
 // The functions of this file read rows of catalog.db, and check what they read: the file may have rotted.
 
-const inodeColumns = "i.ino, i.parent, i.mode, i.uid, i.gid, i.rdev, i.nlink, i.size, i.atime, i.mtime, i.ctime, i.btime, i.ver, i.base, i.target"
+const inodeColumns = `i.ino, i.from_seq, i.parent, i.mode, i.uid, i.gid, i.rdev, i.nlink, i.size, i.atime, i.mtime, i.ctime, i.btime, i.ver, i.base, i.target,
+	i.row_sum`
 
 // scanInode reads inodeColumns, which begin at column at.
 func scanInode(st *sqldb.Stmt, at int) (Inode, error) {
-	n := Inode{
-		Ino: Ino(st.Int64(at)), Parent: Ino(st.Int64(at + 1)), Mode: uint32(st.Int64(at + 2)), UID: uint32(st.Int64(at + 3)),
-		GID: uint32(st.Int64(at + 4)), Rdev: uint32(st.Int64(at + 5)), Nlink: uint32(st.Int64(at + 6)), Size: st.Int64(at + 7),
-		Atime: st.Int64(at + 8), Mtime: st.Int64(at + 9), Ctime: st.Int64(at + 10), Btime: st.Int64(at + 11),
-		Ver: uint64(st.Int64(at + 12)), Base: Seq(st.Int64(at + 13)),
+	var r rowRead
+	if err := r.read(st, at, tableInodes); err != nil {
+		return Inode{}, err
 	}
-	if st.Len(at+14) > MaxSymlink {
+	n := Inode{
+		Ino: Ino(r.int(0)), Parent: Ino(r.int(2)), Mode: uint32(r.int(3)), UID: uint32(r.int(4)), GID: uint32(r.int(5)), Rdev: uint32(r.int(6)),
+		Nlink: uint32(r.int(7)), Size: r.int(8), Atime: r.int(9), Mtime: r.int(10), Ctime: r.int(11), Btime: r.int(12), Ver: uint64(r.int(13)), Base: Seq(r.int(14)),
+	}
+	target := r.bytes(15)
+	if len(target) > MaxSymlink {
 		return n, fmt.Errorf("catalog.db: inode %d has an impossible target: %w", n.Ino, sqldb.ErrCorrupt)
 	}
-	if st.Len(at+14) > 0 {
-		n.Target = string(st.AppendBytes(nil, at+14))
-	}
+	n.Target = string(target)
 	if n.Ino == 0 || n.Parent == 0 || n.Size < 0 || n.Mode&unix.S_IFMT == 0 {
 		return n, fmt.Errorf("catalog.db: the row of inode %d is impossible: %w", n.Ino, sqldb.ErrCorrupt)
 	}
@@ -51,14 +53,18 @@ func loadInode(ctx context.Context, db *sqldb.DB, ino Ino, at Seq) (n Inode, ok 
 // loadName reads where a name led after the record at; the zero nameVal when nowhere.
 func loadName(ctx context.Context, db *sqldb.DB, parent Ino, name string, at Seq) (v nameVal, err error) {
 	err = db.Read(ctx, func(c *sqldb.Conn) error {
-		st := c.Prep("SELECT ino, type, cookie, to_seq FROM dentries WHERE parent = ? AND name = ? AND from_seq <= ? ORDER BY from_seq DESC LIMIT 1").
+		st := c.Prep("SELECT "+dentriesColumns+", row_sum FROM dentries WHERE parent = ? AND name = ? AND from_seq <= ? ORDER BY from_seq DESC LIMIT 1").
 			BindInt64(1, int64(parent)).BindBytes(2, []byte(name)).BindInt64(3, int64(at))
 		ok, err := st.Step()
 		if err != nil || !ok {
 			return err
 		}
-		if st.IsNull(3) || Seq(st.Int64(3)) > at {
-			v = nameVal{ino: Ino(st.Int64(0)), typ: uint32(st.Int64(1)), cookie: uint64(st.Int64(2))}
+		var r rowRead
+		if err := r.read(st, 0, tableDentries); err != nil {
+			return err
+		}
+		if r.isNull(3) || Seq(r.int(3)) > at {
+			v = nameVal{ino: Ino(r.int(4)), typ: uint32(r.int(5)), cookie: uint64(r.int(6))}
 		}
 		return nil
 	})
@@ -69,23 +75,28 @@ func loadName(ctx context.Context, db *sqldb.DB, parent Ino, name string, at Seq
 func loadXattrs(ctx context.Context, db *sqldb.DB, ino Ino, at Seq) (map[string][]byte, error) {
 	set := make(map[string][]byte)
 	err := db.Read(ctx, func(c *sqldb.Conn) error {
-		st := c.Prep("SELECT name, value FROM xattrs WHERE ino = ? AND from_seq <= ? AND (to_seq IS NULL OR to_seq > ?)").
+		st := c.Prep("SELECT "+xattrsColumns+", row_sum FROM xattrs WHERE ino = ? AND from_seq <= ? AND (to_seq IS NULL OR to_seq > ?)").
 			BindInt64(1, int64(ino)).BindInt64(2, int64(at)).BindInt64(3, int64(at))
+		var r rowRead
 		for {
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err
 			}
-			if st.Len(0) > MaxName || st.Len(1) > MaxXattr || len(set) >= MaxXattrs {
+			if err := r.read(st, 0, tableXattrs); err != nil {
+				return err
+			}
+			name, value := r.bytes(1), r.bytes(4)
+			if len(name) > MaxName || len(value) > MaxXattr || len(set) >= MaxXattrs {
 				return fmt.Errorf("catalog.db: an attribute of inode %d is impossible: %w", ino, sqldb.ErrCorrupt)
 			}
-			set[string(st.AppendBytes(nil, 0))] = st.AppendBytes(make([]byte, 0, st.Len(1)), 1)
+			set[string(name)] = append(make([]byte, 0, len(value)), value...)
 		}
 	})
 	return set, err
 }
 
-const extentColumns = "off, len, blob, blob_size, root, blob_off, from_seq"
+const extentColumns = extentsColumns + ", row_sum"
 
 // loadExtents reads the newest content of ino.
 func loadExtents(ctx context.Context, db *sqldb.DB, ino Ino) ([]Extent, error) {
@@ -105,12 +116,13 @@ func scanExtents(ctx context.Context, db *sqldb.DB, query string, args ...int64)
 			st.BindInt64(i+1, a)
 		}
 		end := int64(0)
+		var r extentRow
 		for {
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err
 			}
-			var r extentRow
+			r.Extent = Extent{}
 			if err := r.scan(st); err != nil {
 				return err
 			}
@@ -131,7 +143,9 @@ type dirRow struct {
 	typ     uint32 // S_IFMT bits, by the name
 }
 
-const dirJoin = `SELECT d.cookie, d.name, d.ino, d.type, ` + inodeColumns + ` FROM dentries d LEFT JOIN inodes i
+const dentryColumns = "d.parent, d.name, d.from_seq, d.to_seq, d.ino, d.type, d.cookie, d.row_sum"
+
+const dirJoin = "SELECT " + dentryColumns + ", " + inodeColumns + ` FROM dentries d LEFT JOIN inodes i
 	ON i.ino = d.ino AND i.from_seq = (SELECT max(from_seq) FROM inodes WHERE ino = d.ino AND from_seq <= ?)
 	WHERE d.parent = ? AND d.cookie > ? AND `
 
@@ -183,6 +197,7 @@ func scanDir(ctx context.Context, db *sqldb.DB, max int, query string, args ...i
 		for i, a := range args {
 			st.BindInt64(i+1, a)
 		}
+		var d rowRead
 		for {
 			if len(list) == max {
 				return st.Done()
@@ -191,13 +206,17 @@ func scanDir(ctx context.Context, db *sqldb.DB, max int, query string, args ...i
 			if err != nil || !ok {
 				return err
 			}
-			if st.Len(1) == 0 || st.Len(1) > MaxName {
+			if err := d.read(st, 0, tableDentries); err != nil {
+				return err
+			}
+			name := d.bytes(1)
+			if len(name) == 0 || len(name) > MaxName {
 				return fmt.Errorf("catalog.db: a name in directory %d is impossible: %w", args[1], sqldb.ErrCorrupt)
 			}
-			r := dirRow{DirEntry: DirEntry{Name: string(st.AppendBytes(nil, 1)), Cookie: uint64(st.Int64(0))}, noInode: st.IsNull(4), typ: uint32(st.Int64(3))}
+			r := dirRow{DirEntry: DirEntry{Name: string(name), Cookie: uint64(d.int(6))}, noInode: st.IsNull(8), typ: uint32(d.int(5))}
 			if r.noInode {
-				r.Inode.Ino = Ino(st.Int64(2))
-			} else if r.Inode, err = scanInode(st, 4); err != nil {
+				r.Inode.Ino = Ino(d.int(4))
+			} else if r.Inode, err = scanInode(st, 8); err != nil {
 				return err
 			}
 			list = append(list, r)

@@ -109,7 +109,7 @@ func (c *Catalog) catchUp(ctx context.Context) error {
 
 // loadPast reads what of the past is kept in memory.
 func (c *Catalog) loadPast(ctx context.Context) (err error) {
-	if c.db.Version() < dbFormat { // read-only, and older than all that
+	if c.db.Version() < formatHistory { // read-only, and older than all that
 		return nil
 	}
 	if c.snapshots, err = loadSnapshots(ctx, c.db); err != nil {
@@ -129,7 +129,11 @@ func (c *Catalog) openDB(ctx context.Context) (meta, error) {
 	path := filepath.Join(c.opt.Dir, dbName)
 	marker := filepath.Join(c.opt.Dir, rebuildName)
 	open := func() (m meta, err error) {
-		o := sqldb.Options{Path: path, ReadOnly: c.opt.ReadOnly, Schema: schema, Version: dbFormat, Upgrades: []string{schema2}, Shrinkable: true, CacheBytes: 16 << 20}
+		if c.intact, err = c.knownIntact(ctx); err != nil {
+			return m, err
+		}
+		o := sqldb.Options{Path: path, ReadOnly: c.opt.ReadOnly, Schema: schema, Version: dbFormat, Shrinkable: true, CacheBytes: 16 << 20,
+			Upgrades: []string{schema2, ""}, Upgrade: upgradeRows, OlderViews: olderViews()}
 		if c.db, err = sqldb.Open(ctx, o); err != nil {
 			return m, err
 		}
@@ -183,8 +187,24 @@ func (c *Catalog) openDB(ctx context.Context) (meta, error) {
 	return m, failed("make a new catalog.db", err)
 }
 
+// knownIntact says whether catalog.db is what was closed cleanly; ErrCorrupt when it is known not to be. Whoever writes forgets its sums: they end with
+// the first change.
+func (c *Catalog) knownIntact(ctx context.Context) (bool, error) {
+	err := c.checkSums(ctx)
+	if err != nil && !errors.Is(err, errNoSums) {
+		return false, err
+	}
+	if c.opt.ReadOnly {
+		return err == nil, nil
+	}
+	return err == nil, c.removeSums()
+}
+
 // replaceDB puts the newest checkpoint in the place of a catalog.db that is gone. Without one it is made from the journal alone.
 func (c *Catalog) replaceDB(ctx context.Context) error {
+	if err := c.removeSums(); err != nil {
+		return err
+	}
 	ok, err := c.restoreCheckpoint(ctx)
 	if err == nil && ok {
 		c.noteDamage(fmt.Errorf("%w: catalog.db was missing or unusable and is rebuilt from its checkpoint and the journal", ErrDamaged))
@@ -336,7 +356,7 @@ func (c *Catalog) replayIntoMemory(ctx context.Context) error {
 				if err != nil {
 					return failed("read attributes", err)
 				}
-				set = &xattrSet{m: m}
+				set = newXattrSet(m)
 			}
 			if p.xattrs == nil {
 				p.xattrs = make(map[Ino]*xattrSet)
@@ -516,66 +536,4 @@ func cutFile(name, keep string, size int64) error {
 		return err
 	}
 	return f.Sync()
-}
-
-// Close writes deferred times, applies everything, makes it durable and releases the catalog. When applying fails the error
-// says why; the journal has everything then, and the next Open goes on from there. A second Close returns nil.
-func (c *Catalog) Close(ctx context.Context) error {
-	var errs []error
-	c.order.Lock()
-	c.mu.RLock()
-	closed := c.closed
-	c.mu.RUnlock()
-	if !closed && !c.opt.ReadOnly {
-		errs = append(errs, c.writeDeferred(ctx))
-	}
-	c.mu.Lock()
-	again := c.released
-	c.closed, c.released = true, true
-	c.mu.Unlock()
-	c.order.Unlock()
-	if again {
-		return nil
-	}
-	c.wakeWaiters()
-	if !c.opt.ReadOnly {
-		c.app.stop()
-		<-c.app.done
-		err := c.Flush(ctx)
-		if err == nil {
-			err = c.makeDurable(ctx)
-		}
-		if err == nil {
-			err = c.syncBodies(ctx)
-		}
-		if err == nil {
-			if err = c.db.Checkpoint(ctx, true); errors.Is(err, sqldb.ErrBusy) {
-				err = nil // a reader is left; the next Open finds the rows in the log
-			}
-		}
-		errs = append(errs, err)
-	}
-	errs = append(errs, failed("close catalog.db", c.db.Close()), failed("close the journal", c.j.Close()))
-	return errors.Join(errs...)
-}
-
-// Stats describes the catalog as it is now.
-func (c *Catalog) Stats(ctx context.Context) (Stats, error) {
-	if err := ctx.Err(); err != nil {
-		return Stats{}, err
-	}
-	s := Stats{JournalBytes: c.j.Bytes(), Synced: Seq(c.j.Synced()), LastError: errors.Join(c.app.lastError(), c.app.lastSyncError()), Damage: c.damage}
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	s.Files, s.Dirs, s.Versions, s.VersionBytes = c.files, c.counts.dirs, c.versions, c.versionBytes
-	if c.oldest != 0 {
-		s.OldestVersion = unixTime(c.oldest)
-	}
-	s.Seq, s.Applied, s.NextIno = c.last, c.applied, c.nextIno
-	s.PendingBytes, s.Pending = c.pendingBytes, len(c.queue)
-	s.Snapshots, s.HistoryBytes = len(c.snapshots), c.historyBytes.Load()
-	if k := c.kept["/"]; len(k) > 0 {
-		s.Horizon = k[len(k)-1]
-	}
-	return s, nil
 }

@@ -87,18 +87,16 @@ func nameKnown(ctx context.Context, db *sqldb.DB, dir Ino, name string, base Seq
 	return known, err
 }
 
-const spanColumns = "d.name, d.cookie, d.ino, d.type, d.from_seq, d.to_seq"
-
 func scanSpan(st *sqldb.Stmt, base Seq) (PastName, error) {
-	if st.Len(0) == 0 || st.Len(0) > MaxName {
-		return PastName{}, fmt.Errorf("catalog.db: a name has %d bytes: %w", st.Len(0), sqldb.ErrCorrupt)
+	var r rowRead
+	if err := r.read(st, 0, tableDentries); err != nil {
+		return PastName{}, err
 	}
-	n := PastName{Name: string(st.AppendBytes(nil, 0)), Cookie: uint64(st.Int64(1)),
-		NameSpan: NameSpan{Ino(st.Int64(2)), uint32(st.Int64(3)), Seq(st.Int64(4)), Head}}
-	if !st.IsNull(5) && Seq(st.Int64(5)) <= base {
-		n.To = Seq(st.Int64(5))
+	name := r.bytes(1)
+	if len(name) == 0 || len(name) > MaxName {
+		return PastName{}, fmt.Errorf("catalog.db: a name has %d bytes: %w", len(name), sqldb.ErrCorrupt)
 	}
-	return n, nil
+	return PastName{Name: string(name), Cookie: uint64(r.int(6)), NameSpan: r.span(base)}, nil
 }
 
 // loadDirNames reads up to max names of dir behind the cookie after, as of the moment p, by cookie.
@@ -106,7 +104,7 @@ func loadDirNames(ctx context.Context, db *sqldb.DB, dir Ino, after uint64, max 
 	ends := firstEnds(p.recs, dir)
 	read := func(what string) (list []PastName, err error) {
 		err = db.Read(ctx, func(c *sqldb.Conn) error {
-			st := c.Prep("SELECT "+spanColumns+` FROM dentries d WHERE d.parent = ? AND d.cookie > ? AND d.to_seq IS `+what+` AND d.from_seq <= ?
+			st := c.Prep("SELECT "+dentryColumns+` FROM dentries d WHERE d.parent = ? AND d.cookie > ? AND d.to_seq IS `+what+` AND d.from_seq <= ?
 				AND NOT EXISTS (SELECT 1 FROM dentries e WHERE e.parent = d.parent AND e.name = d.name AND e.from_seq < d.from_seq)
 				ORDER BY d.cookie LIMIT ? + 0`).
 				BindInt64(1, int64(dir)).BindInt64(2, int64(after)).BindInt64(3, int64(p.base)).BindInt64(4, int64(max))

@@ -80,12 +80,16 @@ func (p *pruner) boundFile(ctx context.Context, i int, ino Ino, max int, byHand 
 	var oldest Seq // of the versions that stay
 	more := false
 	err := p.db.Read(ctx, func(c *sqldb.Conn) error {
-		st := c.Prep("SELECT seq FROM versions WHERE ino = ? ORDER BY num DESC LIMIT 2 OFFSET ?").BindInt64(1, int64(ino)).BindInt64(2, int64(max-1))
+		st := c.Prep("SELECT "+versionsColumns+", row_sum FROM versions WHERE ino = ? ORDER BY num DESC LIMIT 2 OFFSET ?").BindInt64(1, int64(ino)).BindInt64(2, int64(max-1))
 		ok, err := st.Step()
 		if err != nil || !ok {
 			return err
 		}
-		oldest = Seq(st.Int64(0))
+		var r rowRead
+		if err := r.read(st, 0, tableVersions); err != nil {
+			return err
+		}
+		oldest = Seq(r.int(2))
 		more, err = st.Step()
 		return err
 	})

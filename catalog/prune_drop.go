@@ -81,12 +81,16 @@ func (p *pruner) refine(ctx context.Context, drops []Drop) ([]Drop, error) {
 
 // lives says of the inode of d whether all of its life lies inside of d, and whether d takes some of it away.
 func lives(c *sqldb.Conn, d *Drop) (all, some bool, err error) {
-	st := c.Prep("SELECT from_seq, nlink FROM inodes WHERE ino = ? ORDER BY from_seq DESC LIMIT 1").BindInt64(1, int64(d.Ino))
+	st := c.Prep("SELECT "+inodesColumns+", row_sum FROM inodes WHERE ino = ? ORDER BY from_seq DESC LIMIT 1").BindInt64(1, int64(d.Ino))
 	ok, err := st.Step()
 	if err != nil || !ok {
 		return false, false, err
 	}
-	newest, nlink := Seq(st.Int64(0)), st.Int64(1)
+	var r rowRead
+	if err := r.read(st, 0, tableInodes); err != nil {
+		return false, false, err
+	}
+	newest, nlink := Seq(r.int(1)), r.int(7)
 	if err := st.Done(); err != nil {
 		return false, false, err
 	}

@@ -18,18 +18,21 @@ func (w *rowWriter) prune(c *sqldb.Conn, p *Pruned) error {
 	for i := range p.Forgotten {
 		h := p.Forgotten[i][:]
 		err := errors.Join(c.Prep("DELETE FROM blobs WHERE hash = ?").BindBytes(1, h).Exec(),
-			c.Prep("INSERT OR REPLACE INTO loose (hash, forgotten) VALUES (?, 1)").BindBytes(1, h).Exec())
+			putLoose(c, h, 1))
 		if err != nil {
 			return err
 		}
 	}
 	for i := range p.Kept {
 		k := &p.Kept[i]
-		query := "INSERT OR REPLACE INTO kept (policy, seq) VALUES (?, ?)"
+		var err error
 		if k.Removed {
-			query = "DELETE FROM kept WHERE policy = ? AND seq = ?"
+			err = c.Prep("DELETE FROM kept WHERE policy = ? AND seq = ?").BindBytes(1, []byte(k.Policy)).BindInt64(2, int64(k.Seq)).Exec()
+		} else {
+			var put rowPut
+			err = put.begin(c.Prep("INSERT OR REPLACE INTO kept ("+keptColumns+", row_sum) VALUES (?, ?, ?)"), tableKept).name(k.Policy).int(int64(k.Seq)).exec()
 		}
-		if err := c.Prep(query).BindBytes(1, []byte(k.Policy)).BindInt64(2, int64(k.Seq)).Exec(); err != nil {
+		if err != nil {
 			return err
 		}
 	}
@@ -82,13 +85,17 @@ func dropRows(c *sqldb.Conn, d *Drop) error {
 // versionsIn returns the numbers [first, end) of the versions that a drop takes away: those made behind After, but for the newest one that was made by
 // Before.
 func versionsIn(c *sqldb.Conn, d *Drop) (first, end uint64, err error) {
-	st := c.Prep("SELECT num, seq FROM versions WHERE ino = ? ORDER BY num").BindInt64(1, int64(d.Ino))
+	st := c.Prep("SELECT "+versionsColumns+", row_sum FROM versions WHERE ino = ? ORDER BY num").BindInt64(1, int64(d.Ino))
+	var r rowRead
 	for {
 		ok, err := st.Step()
 		if err != nil || !ok {
 			return first, end, err
 		}
-		num, seq := uint64(st.Int64(0)), Seq(st.Int64(1))
+		if err := r.read(st, 0, tableVersions); err != nil {
+			return first, end, err
+		}
+		num, seq := uint64(r.int(1)), Seq(r.int(2))
 		switch {
 		case seq <= d.After:
 		case seq > d.Before:
@@ -105,13 +112,17 @@ func versionsIn(c *sqldb.Conn, d *Drop) (first, end uint64, err error) {
 // there was none. No gap of an inode lies inside of another, so that the one with the greatest beginning below a moment is the one that reaches furthest.
 func noteGap(c *sqldb.Conn, d *Drop) (floor Seq, err error) {
 	ino, after, before := int64(d.Ino), int64(d.After), int64(d.Before)
-	st := c.Prep("SELECT after, before FROM gaps WHERE ino = ? AND after <= ? ORDER BY after DESC LIMIT 1").BindInt64(1, ino).BindInt64(2, after)
+	st := c.Prep("SELECT "+gapsColumns+", row_sum FROM gaps WHERE ino = ? AND after <= ? ORDER BY after DESC LIMIT 1").BindInt64(1, ino).BindInt64(2, after)
 	ok, err := st.Step()
 	if err != nil {
 		return 0, err
 	}
 	if ok {
-		a, b := st.Int64(0), st.Int64(1)
+		var r rowRead
+		if err := r.read(st, 0, tableGaps); err != nil {
+			return 0, err
+		}
+		a, b := r.int(1), r.int(2)
 		if err := st.Done(); err != nil {
 			return 0, err
 		}
@@ -126,7 +137,8 @@ func noteGap(c *sqldb.Conn, d *Drop) (floor Seq, err error) {
 	if err != nil {
 		return 0, err
 	}
-	return floor, c.Prep("INSERT INTO gaps (ino, after, before) VALUES (?, ?, ?)").BindInt64(1, ino).BindInt64(2, after).BindInt64(3, before).Exec()
+	var p rowPut
+	return floor, p.begin(c.Prep("INSERT INTO gaps ("+gapsColumns+", row_sum) VALUES (?, ?, ?, ?)"), tableGaps).int(ino).int(after).int(before).exec()
 }
 
 // dropInode takes all rows of an inode away.
@@ -167,10 +179,14 @@ func loosen(c *sqldb.Conn, query string, args ...int64) error {
 		hashes = append(hashes, h)
 	}
 	for i := range hashes {
-		err := c.Prep("INSERT INTO loose (hash, forgotten) VALUES (?, 0) ON CONFLICT (hash) DO UPDATE SET forgotten = 0").BindBytes(1, hashes[i][:]).Exec()
-		if err != nil {
+		if err := putLoose(c, hashes[i][:], 0); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func putLoose(c *sqldb.Conn, hash []byte, forgotten int64) error {
+	var p rowPut
+	return p.begin(c.Prep("INSERT OR REPLACE INTO loose ("+looseColumns+", row_sum) VALUES (?, ?, ?)"), tableLoose).bytes(hash).int(forgotten).exec()
 }

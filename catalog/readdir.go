@@ -284,13 +284,17 @@ func (c *Catalog) nameOf(ctx context.Context, row *Inode) (Ino, string, error) {
 // loadNames reads the names that lead to ino in catalog.db.
 func loadNames(ctx context.Context, db *sqldb.DB, ino Ino) (list []nameKey, err error) {
 	err = db.Read(ctx, func(c *sqldb.Conn) error {
-		st := c.Prep("SELECT parent, name FROM dentries WHERE ino = ? AND to_seq IS NULL").BindInt64(1, int64(ino))
+		st := c.Prep("SELECT "+dentriesColumns+", row_sum FROM dentries WHERE ino = ? AND to_seq IS NULL").BindInt64(1, int64(ino))
+		var r rowRead
 		for len(list) < MaxLinks {
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err
 			}
-			list = append(list, nameKey{Ino(st.Int64(0)), string(st.AppendBytes(nil, 1))})
+			if err := r.read(st, 0, tableDentries); err != nil {
+				return err
+			}
+			list = append(list, nameKey{Ino(r.int(0)), string(r.bytes(1))})
 		}
 		return nil
 	})

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 
@@ -99,65 +100,57 @@ func (w *rowWriter) write(c *sqldb.Conn, r *Record, pos journal.Pos) error {
 }
 
 func insertInode(c *sqldb.Conn, n *Inode, seq Seq) error {
-	return c.Prep(`INSERT INTO inodes (ino, from_seq, parent, mode, uid, gid, rdev, nlink, size, atime, mtime, ctime, btime, ver, base, target)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`).
-		BindInt64(1, int64(n.Ino)).BindInt64(2, int64(seq)).BindInt64(3, int64(n.Parent)).BindInt64(4, int64(n.Mode)).
-		BindInt64(5, int64(n.UID)).BindInt64(6, int64(n.GID)).BindInt64(7, int64(n.Rdev)).BindInt64(8, int64(n.Nlink)).
-		BindInt64(9, n.Size).BindInt64(10, n.Atime).BindInt64(11, n.Mtime).BindInt64(12, n.Ctime).BindInt64(13, n.Btime).
-		BindInt64(14, int64(n.Ver)).BindInt64(15, int64(n.Base)).BindBytes(16, []byte(n.Target)).Exec()
+	var p rowPut
+	return p.begin(c.Prep("INSERT INTO inodes ("+inodesColumns+", row_sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"), tableInodes).
+		int(int64(n.Ino)).int(int64(seq)).int(int64(n.Parent)).int(int64(n.Mode)).int(int64(n.UID)).int(int64(n.GID)).int(int64(n.Rdev)).
+		int(int64(n.Nlink)).int(n.Size).int(n.Atime).int(n.Mtime).int(n.Ctime).int(n.Btime).int(int64(n.Ver)).int(int64(n.Base)).name(n.Target).exec()
 }
 
 func writeDentry(c *sqldb.Conn, d *Dentry, seq Seq) error {
 	name := []byte(d.Name)
-	st := c.Prep("SELECT from_seq, to_seq FROM dentries WHERE parent = ? AND name = ? ORDER BY from_seq DESC LIMIT 1").
+	st := c.Prep("SELECT "+dentriesColumns+", row_sum FROM dentries WHERE parent = ? AND name = ? ORDER BY from_seq DESC LIMIT 1").
 		BindInt64(1, int64(d.Parent)).BindBytes(2, name)
-	ok, err := st.Step()
-	if err != nil {
+	if err := endNewest(c, st, tableDentries, "UPDATE dentries SET to_seq = ?, row_sum = ? WHERE parent = ? AND name = ? AND from_seq = ?", seq); err != nil {
 		return err
-	}
-	if ok && st.IsNull(1) {
-		from := st.Int64(0)
-		if err := st.Done(); err != nil {
-			return err
-		}
-		err = c.Prep("UPDATE dentries SET to_seq = ? WHERE parent = ? AND name = ? AND from_seq = ?").
-			BindInt64(1, int64(seq)).BindInt64(2, int64(d.Parent)).BindBytes(3, name).BindInt64(4, from).Exec()
-		if err != nil {
-			return err
-		}
 	}
 	if d.Ino == 0 {
 		return nil
 	}
-	return c.Prep("INSERT INTO dentries (parent, name, from_seq, ino, type, cookie) VALUES (?, ?, ?, ?, ?, ?)").
-		BindInt64(1, int64(d.Parent)).BindBytes(2, name).BindInt64(3, int64(seq)).BindInt64(4, int64(d.Ino)).
-		BindInt64(5, int64(d.Type)).BindInt64(6, int64(d.Cookie)).Exec()
+	var p rowPut
+	return p.begin(c.Prep("INSERT INTO dentries ("+dentriesColumns+", row_sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"), tableDentries).
+		int(int64(d.Parent)).bytes(name).int(int64(seq)).null().int(int64(d.Ino)).int(int64(d.Type)).int(int64(d.Cookie)).exec()
 }
 
 func writeXattr(c *sqldb.Conn, x *Xattr, seq Seq) error {
 	name := []byte(x.Name)
-	st := c.Prep("SELECT from_seq, to_seq FROM xattrs WHERE ino = ? AND name = ? ORDER BY from_seq DESC LIMIT 1").
+	st := c.Prep("SELECT "+xattrsColumns+", row_sum FROM xattrs WHERE ino = ? AND name = ? ORDER BY from_seq DESC LIMIT 1").
 		BindInt64(1, int64(x.Ino)).BindBytes(2, name)
-	ok, err := st.Step()
-	if err != nil {
+	if err := endNewest(c, st, tableXattrs, "UPDATE xattrs SET to_seq = ?, row_sum = ? WHERE ino = ? AND name = ? AND from_seq = ?", seq); err != nil {
 		return err
-	}
-	if ok && st.IsNull(1) {
-		from := st.Int64(0)
-		if err := st.Done(); err != nil {
-			return err
-		}
-		err = c.Prep("UPDATE xattrs SET to_seq = ? WHERE ino = ? AND name = ? AND from_seq = ?").
-			BindInt64(1, int64(seq)).BindInt64(2, int64(x.Ino)).BindBytes(3, name).BindInt64(4, from).Exec()
-		if err != nil {
-			return err
-		}
 	}
 	if x.Value == nil {
 		return nil
 	}
-	return c.Prep("INSERT INTO xattrs (ino, name, from_seq, value) VALUES (?, ?, ?, ?)").
-		BindInt64(1, int64(x.Ino)).BindBytes(2, name).BindInt64(3, int64(seq)).BindBytes(4, x.Value).Exec()
+	var p rowPut
+	return p.begin(c.Prep("INSERT INTO xattrs ("+xattrsColumns+", row_sum) VALUES (?, ?, ?, ?, ?, ?)"), tableXattrs).
+		int(int64(x.Ino)).bytes(name).int(int64(seq)).null().bytes(x.Value).exec()
+}
+
+// endNewest ends the row that st selects, if it still holds, with the record seq. Both tables have two columns that say what it is, then from_seq and to_seq.
+func endNewest(c *sqldb.Conn, st *sqldb.Stmt, t table, update string, seq Seq) error {
+	ok, err := st.Step()
+	if err != nil || !ok {
+		return err
+	}
+	var r rowRead
+	if err := r.read(st, 0, t); err != nil {
+		return err
+	}
+	if err := st.Done(); err != nil || !r.isNull(3) {
+		return err
+	}
+	return c.Prep(update).BindInt64(1, int64(seq)).BindInt64(2, r.ended(3, seq)).
+		BindInt64(3, r.int(0)).BindBytes(4, r.bytes(1)).BindInt64(5, r.int(2)).Exec()
 }
 
 func writeSplice(c *sqldb.Conn, s *Splice, seq Seq) error {
@@ -187,7 +180,7 @@ func writeSplice(c *sqldb.Conn, s *Splice, seq Seq) error {
 
 // clearRange ends the extents that hold any of the bytes [from, to) and keeps what they hold of other bytes.
 func clearRange(c *sqldb.Conn, ino Ino, from, to int64, seq Seq) error {
-	const cols = "SELECT off, len, blob, blob_size, root, blob_off, from_seq FROM extents WHERE ino = ? AND to_seq IS NULL"
+	const cols = "SELECT " + extentsColumns + ", row_sum FROM extents WHERE ino = ? AND to_seq IS NULL"
 	var rows []extentRow
 	read := func(st *sqldb.Stmt, all bool) error {
 		for {
@@ -237,27 +230,19 @@ func clearRange(c *sqldb.Conn, ino Ino, from, to int64, seq Seq) error {
 type extentRow struct {
 	Extent
 	from Seq
+	row  rowRead
 }
 
 func (r *extentRow) scan(st *sqldb.Stmt) error {
-	r.Off, r.Len = st.Int64(0), st.Int64(1)
-	r.Blob.Size, r.BlobOff = st.Int64(3), st.Int64(5)
-	r.from = Seq(st.Int64(6))
+	if err := r.row.read(st, 0, tableExtents); err != nil {
+		return err
+	}
+	r.from, r.Off, r.Len = Seq(r.row.int(1)), r.row.int(2), r.row.int(3)
+	r.Blob.Size, r.BlobOff = r.row.int(6), r.row.int(8)
 	if r.Off < 0 || r.Len <= 0 || r.Off > MaxSize-r.Len || r.BlobOff < 0 || r.BlobOff > r.Blob.Size-r.Len {
 		return fmt.Errorf("catalog.db: an extent has impossible bounds: %w", sqldb.ErrCorrupt)
 	}
-	if err := st.WantBytes(2, r.Blob.Hash[:]); err != nil {
-		return err
-	}
-	return optionalBytes(st, 4, r.Blob.Root[:])
-}
-
-// optionalBytes reads a column that is empty when it says nothing: dst, zeroed by the caller, then stays zero.
-func optionalBytes(st *sqldb.Stmt, col int, dst []byte) error {
-	if st.Len(col) == 0 {
-		return nil
-	}
-	return st.WantBytes(col, dst)
+	return errors.Join(r.row.hash(5, r.Blob.Hash[:]), r.row.hash(7, r.Blob.Root[:]))
 }
 
 func isZero(b []byte) bool {
@@ -283,14 +268,14 @@ func endExtent(c *sqldb.Conn, ino Ino, r *extentRow, seq Seq) error {
 		return c.Prep("DELETE FROM extents WHERE ino = ? AND from_seq = ? AND off = ?").
 			BindInt64(1, int64(ino)).BindInt64(2, int64(seq)).BindInt64(3, r.Off).Exec()
 	}
-	return c.Prep("UPDATE extents SET to_seq = ? WHERE ino = ? AND from_seq = ? AND off = ?").
-		BindInt64(1, int64(seq)).BindInt64(2, int64(ino)).BindInt64(3, int64(r.from)).BindInt64(4, r.Off).Exec()
+	return c.Prep("UPDATE extents SET to_seq = ?, row_sum = ? WHERE ino = ? AND from_seq = ? AND off = ?").
+		BindInt64(1, int64(seq)).BindInt64(2, r.row.ended(4, seq)).BindInt64(3, int64(ino)).BindInt64(4, int64(r.from)).BindInt64(5, r.Off).Exec()
 }
 
 func insertExtent(c *sqldb.Conn, ino Ino, e *Extent, seq Seq) error {
-	return c.Prep("INSERT INTO extents (ino, from_seq, off, len, blob, blob_size, root, blob_off) VALUES (?, ?, ?, ?, ?, ?, ?, ?)").
-		BindInt64(1, int64(ino)).BindInt64(2, int64(seq)).BindInt64(3, e.Off).BindInt64(4, e.Len).BindBytes(5, e.Blob.Hash[:]).
-		BindInt64(6, e.Blob.Size).BindBytes(7, orEmpty(e.Blob.Root[:])).BindInt64(8, e.BlobOff).Exec()
+	var p rowPut
+	return p.begin(c.Prep("INSERT INTO extents ("+extentsColumns+", row_sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"), tableExtents).
+		int(int64(ino)).int(int64(seq)).int(e.Off).int(e.Len).null().bytes(e.Blob.Hash[:]).int(e.Blob.Size).bytes(orEmpty(e.Blob.Root[:])).int(e.BlobOff).exec()
 }
 
 func (w *rowWriter) insertVersion(c *sqldb.Conn, v *Version, seq Seq) error {
@@ -298,10 +283,10 @@ func (w *rowWriter) insertVersion(c *sqldb.Conn, v *Version, seq Seq) error {
 	if err != nil {
 		return err
 	}
-	return c.Prep("INSERT INTO versions (ino, num, seq, time, size, sum, prev, digest, actor, pid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)").
-		BindInt64(1, int64(v.Ino)).BindInt64(2, int64(v.Num)).BindInt64(3, int64(seq)).BindInt64(4, v.Time).BindInt64(5, v.Size).
-		BindBytes(6, orEmpty(v.Sum[:])).BindBytes(7, orEmpty(v.Prev[:])).BindBytes(8, v.Digest[:]).BindInt64(9, actor).
-		BindInt64(10, int64(v.Actor.PID)).Exec()
+	var p rowPut
+	return p.begin(c.Prep("INSERT INTO versions ("+versionsColumns+", row_sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"), tableVersions).
+		int(int64(v.Ino)).int(int64(v.Num)).int(int64(seq)).int(v.Time).int(v.Size).bytes(orEmpty(v.Sum[:])).bytes(orEmpty(v.Prev[:])).
+		bytes(v.Digest[:]).int(actor).int(int64(v.Actor.PID)).exec()
 }
 
 // actor returns the row of a writer, made at its first version.
@@ -310,21 +295,9 @@ func (w *rowWriter) actor(c *sqldb.Conn, a Actor) (int64, error) {
 	if id, ok := w.actors[key]; ok {
 		return id, nil
 	}
-	find := func() (int64, bool, error) {
-		st := c.Prep("SELECT id FROM actors WHERE agent = ? AND program = ? AND uid = ?").
-			BindBytes(1, []byte(a.Agent)).BindBytes(2, []byte(a.Program)).BindInt64(3, int64(a.UID))
-		ok, err := st.Step()
-		if err != nil || !ok {
-			return 0, false, err
-		}
-		id := st.Int64(0)
-		return id, true, st.Done()
-	}
-	id, ok, err := find()
+	id, ok, err := findActor(c, key)
 	if err == nil && !ok {
-		err = c.Prep("INSERT INTO actors (agent, program, uid) VALUES (?, ?, ?)").
-			BindBytes(1, []byte(a.Agent)).BindBytes(2, []byte(a.Program)).BindInt64(3, int64(a.UID)).Exec()
-		id = c.LastInsertRowID()
+		id, err = addActor(c, key)
 	}
 	if err != nil {
 		return 0, err
@@ -336,17 +309,65 @@ func (w *rowWriter) actor(c *sqldb.Conn, a Actor) (int64, error) {
 	return id, nil
 }
 
+func findActor(c *sqldb.Conn, key actorKey) (id int64, ok bool, err error) {
+	st := c.Prep("SELECT "+actorsColumns+", row_sum FROM actors WHERE agent = ? AND program = ? AND uid = ?").
+		BindBytes(1, []byte(key.agent)).BindBytes(2, []byte(key.program)).BindInt64(3, int64(key.uid))
+	if ok, err = st.Step(); err != nil || !ok {
+		return 0, false, err
+	}
+	var r rowRead
+	if err := r.read(st, 0, tableActors); err != nil {
+		return 0, false, err
+	}
+	return r.int(0), true, st.Done()
+}
+
+// addActor gives a writer the number behind the greatest one.
+func addActor(c *sqldb.Conn, key actorKey) (id int64, err error) {
+	st := c.Prep("SELECT ifnull(max(id), 0) + 1 FROM actors")
+	if _, err := st.Step(); err != nil {
+		return 0, err
+	}
+	id = st.Int64(0)
+	if err := st.Done(); err != nil {
+		return 0, err
+	}
+	var p rowPut
+	return id, p.begin(c.Prep("INSERT INTO actors ("+actorsColumns+", row_sum) VALUES (?, ?, ?, ?, ?)"), tableActors).
+		int(id).name(key.agent).name(key.program).int(int64(key.uid)).exec()
+}
+
 // insertBlob notes where a blob came from. The first record that carries its body is the place to get it back from.
 func insertBlob(c *sqldb.Conn, b *NewBlob, seq Seq, pos journal.Pos) error {
 	segment, offset := int64(pos.Segment), pos.Offset
 	if b.Body == nil && b.Ref.Size > 0 {
 		segment, offset = 0, -1
 	}
-	return c.Prep(`INSERT INTO blobs (hash, size, root, level, seq, segment, offset) VALUES (?, ?, ?, ?, ?, ?, ?)
-		ON CONFLICT (hash) DO UPDATE SET seq = excluded.seq, segment = excluded.segment, offset = excluded.offset
-		WHERE blobs.offset < 0 AND excluded.offset >= 0`).
-		BindBytes(1, b.Ref.Hash[:]).BindInt64(2, b.Ref.Size).BindBytes(3, orEmpty(b.Ref.Root[:])).BindText(4, b.Level).
-		BindInt64(5, int64(seq)).BindInt64(6, segment).BindInt64(7, offset).Exec()
+	var p rowPut
+	err := p.begin(c.Prep("INSERT INTO blobs ("+blobsColumns+", row_sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hash) DO NOTHING"), tableBlobs).
+		bytes(b.Ref.Hash[:]).int(b.Ref.Size).bytes(orEmpty(b.Ref.Root[:])).text(b.Level).int(int64(seq)).int(segment).int(offset).exec()
+	if err != nil || c.Changes() > 0 || offset < 0 {
+		return err
+	}
+	return moveBlob(c, b.Ref.Hash, func(r *blobRow) bool {
+		if r.pos.Offset >= 0 {
+			return false
+		}
+		r.seq, r.pos = seq, pos
+		return true
+	})
+}
+
+// moveBlob changes where the body of a blob is said to lie, when change, which is given the row, says so.
+func moveBlob(c *sqldb.Conn, h blobstore.Hash, change func(*blobRow) bool) error {
+	b, ok, err := readBlob(c, h)
+	if err != nil || !ok || !change(&b) {
+		return err
+	}
+	var p rowPut
+	query := "INSERT OR REPLACE INTO blobs (" + blobsColumns + ", row_sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+	return p.begin(c.Prep(query), tableBlobs).bytes(h[:]).int(b.ref.Size).bytes(orEmpty(b.ref.Root[:])).text(b.level).
+		int(int64(b.seq)).int(int64(b.pos.Segment)).int(b.pos.Offset).exec()
 }
 
 // addTime adds the time of one record to the row of its chunk: a varint for each record of the chunk in order, the time since
@@ -377,13 +398,17 @@ func (w *rowWriter) addTime(c *sqldb.Conn, seq Seq, t Timestamp) error {
 func (w *rowWriter) loadTimes(c *sqldb.Conn, chunk int64, t Timestamp) error {
 	w.times = timesRow{known: true, chunk: chunk, first: t, last: t, deltas: w.times.deltas[:0]}
 	row := &w.times
-	st := c.Prep("SELECT first_time, deltas FROM times WHERE chunk = ?").BindInt64(1, chunk)
+	var r rowRead
+	st := c.Prep("SELECT "+timesColumns+", row_sum FROM times WHERE chunk = ?").BindInt64(1, chunk)
 	ok, err := st.Step()
 	if err != nil || !ok {
 		return err
 	}
-	row.first = st.Int64(0)
-	row.deltas = st.AppendBytes(row.deltas, 1)
+	if err := r.read(st, 0, tableTimes); err != nil {
+		return err
+	}
+	row.first = r.int(1)
+	row.deltas = append(row.deltas, r.bytes(2)...)
 	if err := st.Done(); err != nil {
 		return err
 	}
@@ -398,8 +423,9 @@ func (w *rowWriter) flush(c *sqldb.Conn) error {
 		return nil
 	}
 	row.dirty = false
-	return c.Prep("INSERT OR REPLACE INTO times (chunk, first_time, deltas) VALUES (?, ?, ?)").
-		BindInt64(1, row.chunk).BindInt64(2, row.first).BindBytes(3, row.deltas).Exec()
+	var p rowPut
+	return p.begin(c.Prep("INSERT OR REPLACE INTO times ("+timesColumns+", row_sum) VALUES (?, ?, ?, ?)"), tableTimes).
+		int(row.chunk).int(row.first).bytes(row.deltas).exec()
 }
 
 // decodeTimes returns the number of records in a chunk and the time of the last.

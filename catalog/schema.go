@@ -8,47 +8,61 @@ import (
 	"holdfast/internal/sqldb"
 )
 
-// dbFormat is the user_version of catalog.db. An older one is upgraded in place; a newer one is set aside and rebuilt from the journal.
-const dbFormat = 2
+const (
+	// dbFormat is the user_version of catalog.db. An older one is upgraded in place; a newer one is set aside and rebuilt from the journal.
+	dbFormat      = 3
+	formatHistory = 2 // added what schema2 makes
+)
 
-const schema = schema1 + schema2
-
-// schema1 is described in docs/format.md, chapter "catalog.db". Rows are never changed but for to_seq, which is set once, when a
-// newer record ends what the row says.
-const schema1 = `
-CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+// schema is described in docs/format.md, chapter "catalog.db". Rows are never changed but for to_seq, which is set once, when a
+// newer record ends what the row says. Each ends in its row_sum: see rowsum.go.
+const schema = `
+CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL, row_sum INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE inodes (
 	ino INTEGER NOT NULL, from_seq INTEGER NOT NULL, parent INTEGER NOT NULL, mode INTEGER NOT NULL, uid INTEGER NOT NULL,
 	gid INTEGER NOT NULL, rdev INTEGER NOT NULL, nlink INTEGER NOT NULL, size INTEGER NOT NULL, atime INTEGER NOT NULL,
 	mtime INTEGER NOT NULL, ctime INTEGER NOT NULL, btime INTEGER NOT NULL, ver INTEGER NOT NULL, base INTEGER NOT NULL,
-	target BLOB NOT NULL, PRIMARY KEY (ino, from_seq)) WITHOUT ROWID;
+	target BLOB NOT NULL, row_sum INTEGER NOT NULL, PRIMARY KEY (ino, from_seq)) WITHOUT ROWID;
+CREATE INDEX inodes_seq ON inodes (from_seq);
 CREATE TABLE dentries (
 	parent INTEGER NOT NULL, name BLOB NOT NULL, from_seq INTEGER NOT NULL, to_seq INTEGER, ino INTEGER NOT NULL,
-	type INTEGER NOT NULL, cookie INTEGER NOT NULL, PRIMARY KEY (parent, name, from_seq)) WITHOUT ROWID;
+	type INTEGER NOT NULL, cookie INTEGER NOT NULL, row_sum INTEGER NOT NULL, PRIMARY KEY (parent, name, from_seq)) WITHOUT ROWID;
 CREATE UNIQUE INDEX dentries_live ON dentries (parent, cookie) WHERE to_seq IS NULL;
 CREATE INDEX dentries_past ON dentries (parent, cookie) WHERE to_seq IS NOT NULL;
 CREATE INDEX dentries_ino ON dentries (ino) WHERE to_seq IS NULL;
+CREATE INDEX dentries_ended ON dentries (parent, to_seq) WHERE to_seq IS NOT NULL;
 CREATE TABLE xattrs (
 	ino INTEGER NOT NULL, name BLOB NOT NULL, from_seq INTEGER NOT NULL, to_seq INTEGER, value BLOB NOT NULL,
-	PRIMARY KEY (ino, name, from_seq)) WITHOUT ROWID;
+	row_sum INTEGER NOT NULL, PRIMARY KEY (ino, name, from_seq)) WITHOUT ROWID;
 CREATE TABLE extents (
 	ino INTEGER NOT NULL, from_seq INTEGER NOT NULL, off INTEGER NOT NULL, len INTEGER NOT NULL, to_seq INTEGER,
 	blob BLOB NOT NULL, blob_size INTEGER NOT NULL, root BLOB NOT NULL, blob_off INTEGER NOT NULL,
-	PRIMARY KEY (ino, from_seq, off)) WITHOUT ROWID;
+	row_sum INTEGER NOT NULL, PRIMARY KEY (ino, from_seq, off)) WITHOUT ROWID;
 CREATE UNIQUE INDEX extents_live ON extents (ino, off) WHERE to_seq IS NULL;
+CREATE INDEX extents_blob ON extents (substr(blob, 1, 8));
 CREATE TABLE versions (
 	ino INTEGER NOT NULL, num INTEGER NOT NULL, seq INTEGER NOT NULL, time INTEGER NOT NULL, size INTEGER NOT NULL,
 	sum BLOB NOT NULL, prev BLOB NOT NULL, digest BLOB NOT NULL, actor INTEGER NOT NULL, pid INTEGER NOT NULL,
-	PRIMARY KEY (ino, num)) WITHOUT ROWID;
-CREATE TABLE actors (id INTEGER PRIMARY KEY, agent BLOB NOT NULL, program BLOB NOT NULL, uid INTEGER NOT NULL, UNIQUE (agent, program, uid));
+	row_sum INTEGER NOT NULL, PRIMARY KEY (ino, num)) WITHOUT ROWID;
+CREATE TABLE actors (id INTEGER PRIMARY KEY, agent BLOB NOT NULL, program BLOB NOT NULL, uid INTEGER NOT NULL,
+	row_sum INTEGER NOT NULL, UNIQUE (agent, program, uid));
 CREATE TABLE blobs (
 	hash BLOB PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL, level TEXT NOT NULL, seq INTEGER NOT NULL,
-	segment INTEGER NOT NULL, offset INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE times (chunk INTEGER PRIMARY KEY, first_time INTEGER NOT NULL, deltas BLOB NOT NULL);
+	segment INTEGER NOT NULL, offset INTEGER NOT NULL, row_sum INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE times (chunk INTEGER PRIMARY KEY, first_time INTEGER NOT NULL, deltas BLOB NOT NULL, row_sum INTEGER NOT NULL);
 CREATE INDEX times_first ON times (first_time);
+CREATE TABLE snapshots (name BLOB PRIMARY KEY, seq INTEGER NOT NULL, time INTEGER NOT NULL, flags INTEGER NOT NULL,
+	row_sum INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE conflicts (
+	seq INTEGER NOT NULL, ino INTEGER NOT NULL, path BLOB NOT NULL, lost INTEGER NOT NULL, won INTEGER NOT NULL, side INTEGER NOT NULL,
+	time INTEGER NOT NULL, lost_by INTEGER NOT NULL, lost_pid INTEGER NOT NULL, won_by INTEGER NOT NULL, won_pid INTEGER NOT NULL,
+	row_sum INTEGER NOT NULL, PRIMARY KEY (seq, ino)) WITHOUT ROWID;
+CREATE TABLE gaps (ino INTEGER NOT NULL, after INTEGER NOT NULL, before INTEGER NOT NULL, row_sum INTEGER NOT NULL, PRIMARY KEY (ino, after)) WITHOUT ROWID;
+CREATE TABLE kept (policy BLOB NOT NULL, seq INTEGER NOT NULL, row_sum INTEGER NOT NULL, PRIMARY KEY (policy, seq)) WITHOUT ROWID;
+CREATE TABLE loose (hash BLOB PRIMARY KEY, forgotten INTEGER NOT NULL, row_sum INTEGER NOT NULL) WITHOUT ROWID;
 `
 
-// schema2 is what format 2 added: snapshots, conflicts, and what retention needs.
+// schema2 makes a database of format 1 one of format 2: snapshots, conflicts, and what retention needs.
 const schema2 = `
 CREATE TABLE snapshots (name BLOB PRIMARY KEY, seq INTEGER NOT NULL, time INTEGER NOT NULL, flags INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE conflicts (
@@ -168,12 +182,14 @@ func (m *meta) fields() map[string]int64 {
 
 // save writes m inside a transaction.
 func (m *meta) save(c *sqldb.Conn) error {
+	const putMeta = "INSERT OR REPLACE INTO meta (key, value, row_sum) VALUES (?, ?, ?)"
+	var p rowPut
 	for k, v := range m.fields() {
-		if err := c.Prep("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)").BindText(1, k).BindInt64(2, v).Exec(); err != nil {
+		if err := p.begin(c.Prep(putMeta), tableMeta).text(k).int(v).exec(); err != nil {
 			return err
 		}
 	}
-	return c.Prep("INSERT OR REPLACE INTO meta (key, value) VALUES ('store_id', ?)").BindBytes(1, m.storeID[:]).Exec()
+	return p.begin(c.Prep(putMeta), tableMeta).text("store_id").bytes(m.storeID[:]).exec()
 }
 
 // loadMeta reads what the database says of itself. A database without any of it is new.
@@ -181,7 +197,8 @@ func loadMeta(ctx context.Context, db *sqldb.DB, store [16]byte) (meta, error) {
 	m := newMeta(store)
 	err := db.Read(ctx, func(c *sqldb.Conn) error {
 		ints := make(map[string]int64)
-		st := c.Prep("SELECT key, value FROM meta")
+		st := c.Prep("SELECT key, value, row_sum FROM meta")
+		var r rowRead
 		for {
 			ok, err := st.Step()
 			if err != nil {
@@ -190,7 +207,10 @@ func loadMeta(ctx context.Context, db *sqldb.DB, store [16]byte) (meta, error) {
 			if !ok {
 				break
 			}
-			if key := st.Text(0); key != "store_id" {
+			if err := r.read(st, 0, tableMeta); err != nil {
+				return err
+			}
+			if key := string(r.bytes(0)); key != "store_id" {
 				ints[key] = st.Int64(1)
 			} else if err := st.WantBytes(1, m.storeID[:]); err != nil {
 				return err
@@ -200,7 +220,7 @@ func loadMeta(ctx context.Context, db *sqldb.DB, store [16]byte) (meta, error) {
 			return nil
 		}
 		for key := range m.fields() {
-			if key == "thinned" && db.Version() < dbFormat {
+			if key == "thinned" && db.Version() < formatHistory {
 				continue
 			}
 			if v, ok := ints[key]; !ok || v < 0 && key != "last_time" && key != "oldest_version" {

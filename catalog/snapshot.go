@@ -222,25 +222,30 @@ func writeSnapshot(c *sqldb.Conn, s *Snapshot) error {
 	if s.Removed {
 		return c.Prep("DELETE FROM snapshots WHERE name = ?").BindBytes(1, []byte(s.Name)).Exec()
 	}
-	return c.Prep("INSERT OR REPLACE INTO snapshots (name, seq, time, flags) VALUES (?, ?, ?, ?)").
-		BindBytes(1, []byte(s.Name)).BindInt64(2, int64(s.Seq)).BindInt64(3, s.Time).BindInt64(4, int64(s.flags())).Exec()
+	var p rowPut
+	return p.begin(c.Prep("INSERT OR REPLACE INTO snapshots ("+snapsColumns+", row_sum) VALUES (?, ?, ?, ?, ?)"), tableSnapshots).
+		name(s.Name).int(int64(s.Seq)).int(s.Time).int(int64(s.flags())).exec()
 }
 
 // loadSnapshots reads the snapshots in catalog.db.
 func loadSnapshots(ctx context.Context, db *sqldb.DB) (map[string]Snapshot, error) {
 	all := make(map[string]Snapshot)
 	err := db.Read(ctx, func(c *sqldb.Conn) error {
-		st := c.Prep("SELECT name, seq, time, flags FROM snapshots")
+		st := c.Prep("SELECT " + snapsColumns + ", row_sum FROM snapshots")
+		var r rowRead
 		for {
 			ok, err := st.Step()
 			if err != nil || !ok {
 				return err
 			}
-			if st.Len(0) > MaxName || len(all) > MaxSnapshots {
-				return fmt.Errorf("catalog.db: a snapshot's name has %d bytes, or there are too many: %w", st.Len(0), sqldb.ErrCorrupt)
+			if err := r.read(st, 0, tableSnapshots); err != nil {
+				return err
 			}
-			s := Snapshot{Name: string(st.AppendBytes(nil, 0)), Seq: Seq(st.Int64(1)), Time: st.Int64(2)}
-			flags := st.Int64(3)
+			if len(all) > MaxSnapshots {
+				return fmt.Errorf("catalog.db: there are too many snapshots: %w", sqldb.ErrCorrupt)
+			}
+			s := Snapshot{Name: string(r.bytes(0)), Seq: Seq(r.int(1)), Time: r.int(2)}
+			flags := r.int(3)
 			s.Pinned, s.Auto = flags&flagPinned != 0, flags&flagAuto != 0
 			if err := CheckSnapshotName(s.Name); err != nil || flags&^(flagPinned|flagAuto) != 0 || s.Seq > Head {
 				return errors.Join(fmt.Errorf("catalog.db: the row of snapshot %q is impossible: %w", s.Name, sqldb.ErrCorrupt), err)

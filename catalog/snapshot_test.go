@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -134,10 +135,15 @@ func downgrade(t *testing.T, dir string) {
 	}
 	defer db.Close()
 	err = db.Write(context.Background(), func(c *sqldb.Conn) error {
+		for t := range tableSnapshots {
+			if err := c.Script(fmt.Sprintf("ALTER TABLE %s DROP COLUMN row_sum", t)); err != nil {
+				return err
+			}
+		}
 		return c.Script(`DROP TABLE snapshots; DROP TABLE conflicts; DROP TABLE gaps; DROP TABLE kept; DROP TABLE loose;
 			DROP INDEX inodes_seq; DROP INDEX extents_blob; DROP INDEX dentries_ended; DELETE FROM meta WHERE key = 'thinned'; PRAGMA user_version = 1`)
 	})
-	if err != nil {
+	if err := errors.Join(err, os.Remove(filepath.Join(dir, sumsName))); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -74,9 +74,44 @@ type dirChange struct {
 	seq     Seq
 }
 
-// xattrSet is all attributes of an inode. It is not changed once it is in the state.
+// xattrSet is all attributes of an inode. It is not changed once it is in the state. The zero value has none.
 type xattrSet struct {
-	m map[string][]byte
+	m     btree.Map[string, []byte]
+	bytes int // of all names and values
+}
+
+func newXattrSet(m map[string][]byte) *xattrSet {
+	set := new(xattrSet)
+	for k, v := range m {
+		set.m.Set(k, v)
+		set.bytes += len(k) + len(v)
+	}
+	return set
+}
+
+func (x *xattrSet) get(name string) ([]byte, bool) { return x.m.Get(name) }
+
+// with returns the set that a change leaves; both share what they have in common. The caller holds order, or is alone.
+func (x *xattrSet) with(ch *Xattr) *xattrSet {
+	next := &xattrSet{m: *x.m.Copy(), bytes: x.bytes}
+	if old, ok := next.m.Delete(ch.Name); ok {
+		next.bytes -= len(ch.Name) + len(old)
+	}
+	if ch.Value != nil {
+		next.m.Set(ch.Name, ch.Value)
+		next.bytes += len(ch.Name) + len(ch.Value)
+	}
+	return next
+}
+
+// all returns a copy of the set.
+func (x *xattrSet) all() map[string][]byte {
+	m := make(map[string][]byte, x.m.Len())
+	x.m.Scan(func(k string, v []byte) bool {
+		m[k] = v
+		return true
+	})
+	return m
 }
 
 // contentVal is the content of a file: what it was made of when it was read, with later splices applied (live), or only the
@@ -128,7 +163,7 @@ func newState(limit int, m meta) state {
 		inodes:  newCache[Ino, inodeVal](limit, nil),
 		names:   newCache[nameKey, nameVal](limit, nil),
 		filters: newFilters(),
-		xattrs:  newCache[Ino](limit, func(x *xattrSet) int64 { return int64(1 + len(x.m)) }),
+		xattrs:  newCache[Ino](limit, func(x *xattrSet) int64 { return int64(1 + x.m.Len()) }),
 		content: newCache[Ino](cachedExtents, func(v *contentVal) int64 { return int64(8 + v.live.Len()) }),
 		dirs:    make(map[Ino]*btree.Map[uint64, dirChange]),
 		bodies:  make(map[blobstore.Hash]*pendingBody), newBlobs: make(map[blobstore.Hash]pendingBlob),
@@ -250,15 +285,7 @@ func (s *state) rememberDentry(d *Dentry, seq Seq) {
 }
 
 func (s *state) rememberXattr(x *Xattr, p *pending) {
-	set := &xattrSet{m: make(map[string][]byte)}
-	for k, v := range p.xattrs[x.Ino].m {
-		set.m[k] = v
-	}
-	if x.Value == nil {
-		delete(set.m, x.Name)
-	} else {
-		set.m[x.Name] = x.Value
-	}
+	set := p.xattrs[x.Ino].with(x)
 	p.xattrs[x.Ino] = set
 	s.xattrs.dirty(x.Ino, p.rec.Seq).val = set
 }

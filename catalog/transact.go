@@ -165,16 +165,7 @@ func (m *changes) bind(t *txn, k nameKey, now nameVal) error {
 }
 
 func (m *changes) putXattr(t *txn, set *xattrSet, x Xattr) {
-	next := &xattrSet{m: make(map[string][]byte, len(set.m)+1)}
-	for k, v := range set.m {
-		next.m[k] = v
-	}
-	if x.Value == nil {
-		delete(next.m, x.Name)
-	} else {
-		next.m[x.Name] = x.Value
-	}
-	m.xattrs[x.Ino] = next
+	m.xattrs[x.Ino] = set.with(&x)
 	k := xattrKey{x.Ino, x.Name}
 	if i, ok := m.xattrRows[k]; ok {
 		t.p.rec.Xattrs[i] = x
@@ -281,7 +272,7 @@ func (tx *Tx) Xattrs(ctx context.Context, ino Ino) (map[string][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return set.m, nil
+	return set.all(), nil
 }
 
 // Create makes an inode with one name: see Catalog.Create.

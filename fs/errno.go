@@ -11,6 +11,7 @@ import (
 
 	"holdfast/blobstore"
 	"holdfast/catalog"
+	"holdfast/integrity"
 	"holdfast/internal/volume"
 )
 
@@ -53,6 +54,10 @@ func errnoTable() []errnoRow {
 		{"volume.ErrLocked", volume.ErrLocked, unix.EIO},
 		{"volume.ErrFormat", volume.ErrFormat, unix.EIO},
 		{"volume.ErrSecond", volume.ErrSecond, unix.EIO},
+		{"integrity.ErrNotHealed", integrity.ErrNotHealed, unix.EIO},
+		{"integrity.ErrBusy", integrity.ErrBusy, unix.EBUSY},
+		{"integrity.ErrWrongContent", integrity.ErrWrongContent, unix.EINVAL},
+		{"integrity.ErrStrategy", integrity.ErrStrategy, unix.EINVAL},
 		{"context.Canceled", context.Canceled, unix.EINTR},
 		{"context.DeadlineExceeded", context.DeadlineExceeded, unix.EINTR},
 	}

@@ -39,6 +39,7 @@ type daemon struct {
 	m   mountConfig
 	log *slog.Logger
 	vol *volume.Volume
+	aud *auditor
 	srv *fs.Server
 	svc *services
 	ctl *control.Server // nil when the store's directory cannot be written
@@ -142,8 +143,10 @@ func (d *daemon) start(ctx context.Context) (err error) {
 	if d.vol, err = openForMount(ctx, d.m, d.log); err != nil {
 		return err
 	}
+	d.aud = startAuditor(work, d.vol, d.log)
 	defer func() {
 		if err != nil {
+			d.aud.end(d.vol, d.log)
 			err = errors.Join(err, d.vol.Close(work))
 		}
 	}()
@@ -168,6 +171,7 @@ func (d *daemon) start(ctx context.Context) (err error) {
 		Mount:    control.Mount{Dir: d.m.dir, PID: os.Getpid(), Since: time.Now().UTC(), ReadOnly: d.m.readOnly},
 		Requests: d.srv.Requests,
 		Unmount:  func(lazy bool) error { return unmountError(d.m.dir, d.srv.Unmount(lazy)) },
+		Audit:    d.aud.log, AuditError: d.aud.err,
 	}, d.svc)
 	d.svc.start(work)
 	d.ctl, err = control.Listen(work, d.m.store, ops, d.log)
@@ -249,10 +253,13 @@ func (d *daemon) wait(signals <-chan os.Signal) {
 // finish closes what start opened, in reverse. The store is closed, and its lock free, on return.
 func (d *daemon) finish() error {
 	var errs []error
+	d.aud.letGo()
 	if d.ctl != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), controlGrace)
 		defer cancel()
 		errs = append(errs, d.ctl.Shutdown(ctx))
 	}
-	return errors.Join(append(errs, d.svc.Close(), d.vol.Close(context.Background()))...)
+	errs = append(errs, d.svc.Close())
+	d.aud.end(d.vol, d.log) // what the services have written is signed, too
+	return errors.Join(append(errs, d.vol.Close(context.Background()))...)
 }

@@ -8,6 +8,7 @@ import (
 
 	"holdfast/blobstore"
 	"holdfast/catalog"
+	"holdfast/integrity/audit"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
 	"holdfast/snapshots/backup"
@@ -52,6 +53,8 @@ func exitCode(err error) int {
 		{blobstore.ErrDamaged, exitDamage},
 		{blobstore.ErrNotFound, exitDamage}, // a blob that the catalog names
 		{catalog.ErrDamaged, exitDamage},
+		{audit.ErrTampered, exitDamage},
+		{audit.ErrMalformed, exitDamage}, // what is no evidence proves nothing
 		{backup.ErrDamaged, exitDamage},
 	} {
 		if errors.Is(err, k.err) {

@@ -9,6 +9,7 @@ import (
 
 	"holdfast/blobstore"
 	"holdfast/catalog"
+	"holdfast/integrity/audit"
 	"holdfast/internal/volume"
 )
 
@@ -47,6 +48,10 @@ func errorKinds() []errorKind {
 		{"no-store", volume.ErrNoStore, http.StatusNotFound},
 		{"locked", volume.ErrLocked, http.StatusConflict},
 		{"format", volume.ErrFormat, http.StatusConflict},
+		{"tampered", audit.ErrTampered, http.StatusInternalServerError},
+		{"not-signed", audit.ErrNotSigned, http.StatusConflict},
+		{"malformed", audit.ErrMalformed, http.StatusBadRequest},
+		{"audit-closed", audit.ErrClosed, http.StatusServiceUnavailable},
 		{"busy", ErrBusy, http.StatusConflict},
 		{"not-mounted", ErrNotMounted, http.StatusConflict},
 		{"request", ErrRequest, http.StatusBadRequest},

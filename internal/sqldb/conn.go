@@ -15,6 +15,7 @@ type Conn struct {
 	stmts map[string]*Stmt
 	busy  []*Stmt         // stepped since they were last reset
 	ctx   context.Context // of a Read; nil in a Write, which is never torn
+	older bool            // see Stmt.Older
 }
 
 // rest ends every iteration, so that no statement keeps an old state of the database alive.
@@ -231,6 +232,12 @@ func (st *Stmt) AppendBytes(dst []byte, col int) []byte {
 
 // IsNull reports whether a column is NULL.
 func (st *Stmt) IsNull(col int) bool { return st.s.ColumnIsNull(col) }
+
+// IsBlob reports whether a column holds a BLOB.
+func (st *Stmt) IsBlob(col int) bool { return st.s.ColumnType(col) == sqlite.TypeBlob }
+
+// Older reports whether the database is open read-only and of a version older than Options.Version.
+func (st *Stmt) Older() bool { return st.c.older }
 
 // WantBytes copies a BLOB column that must have exactly len(dst) bytes; anything else is ErrCorrupt.
 func (st *Stmt) WantBytes(col int, dst []byte) error {

@@ -55,6 +55,11 @@ type Options struct {
 	// Upgrades are scripts that bring an older database forward when it is opened for writing, all in one transaction: the last from Version-1 to
 	// Version, the one before it from Version-2, and so on. Read-only, a database that they could upgrade is opened as it is.
 	Upgrades []string
+	// Upgrade, when set, runs behind the scripts of Upgrades in their transaction, for what SQL cannot say; have is the version that the database had.
+	Upgrade func(c *Conn, have int) error
+	// OlderViews is run on each connection of a database that is open read-only and of an older version: temporary views, of the names of tables, that
+	// give them the shape of today.
+	OlderViews string
 	// Shrinkable lays a new database out so that Shrink can give free pages back.
 	Shrinkable bool
 	// PageSize of a new database, in bytes; default 4096.
@@ -95,7 +100,8 @@ func (o *Options) setDefaults() {
 type DB struct {
 	opt       Options
 	immutable bool
-	version   int64      // set by Open only
+	version   int64      // set by Open only, like older
+	older     bool       // each connection gets Options.OlderViews
 	writer    chan *Conn // holds the writer while nobody uses it; a nil one is opened when taken
 	readers   chan *Conn
 	done      chan struct{} // closed by Close
@@ -167,6 +173,11 @@ func (db *DB) prepareSchema(ctx context.Context) error {
 					return err
 				}
 			}
+			if db.opt.Upgrade != nil {
+				if err := db.opt.Upgrade(c, int(have)); err != nil {
+					return err
+				}
+			}
 			return c.Script(fmt.Sprintf("PRAGMA user_version = %d", db.opt.Version))
 		})
 	}
@@ -188,12 +199,24 @@ func (db *DB) Version() int { return int(db.version) }
 func (db *DB) checkVersion(have int64) error {
 	db.version = have
 	if db.opt.ReadOnly && len(db.upgrades(have)) > 0 {
-		return nil
+		db.older = db.opt.OlderViews != ""
+		return db.closeIdle() // they are opened anew, with the views
 	}
 	if have != int64(db.opt.Version) {
 		return fmt.Errorf("%s has format version %d and this program reads version %d: %w", db.opt.Path, have, db.opt.Version, ErrVersion)
 	}
 	return nil
+}
+
+// closeIdle closes the read connections, of which none is in use.
+func (db *DB) closeIdle() (err error) {
+	for range cap(db.readers) {
+		if c := <-db.readers; c != nil {
+			err = errors.Join(err, c.c.Close())
+		}
+		db.readers <- nil
+	}
+	return err
 }
 
 func (db *DB) userVersion(ctx context.Context, read func(context.Context, func(*Conn) error) error) (v int64, err error) {
@@ -257,6 +280,10 @@ func (db *DB) openConn(write bool) (*Conn, error) {
 		}
 		pragmas += fmt.Sprintf(`PRAGMA page_size = %d; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = %d;
 			PRAGMA journal_size_limit = %d; `, db.opt.PageSize, max(db.opt.AutoCheckpoint, 0), 64<<20)
+	}
+	if db.older {
+		pragmas += db.opt.OlderViews
+		c.older = true
 	}
 	if !write {
 		pragmas += "PRAGMA query_only = ON;"

@@ -287,6 +287,71 @@ func TestGCSparesStagedCopies(t *testing.T) {
 	}
 }
 
+// TestTimesThatAreThinned: a time between two versions of which one is gone gives neither of them.
+func TestTimesThatAreThinned(t *testing.T) {
+	for _, replaced := range []bool{false, true} {
+		t.Run(fmt.Sprint("replaced=", replaced), func(t *testing.T) {
+			ctx := t.Context()
+			v := openStore(t, newStore(t, StorageHybrid))
+			defer closeStore(t, v)
+			keepNothing(t, v)
+			var times []time.Time
+			save := func(name, text string) {
+				t.Helper()
+				row, err := v.Resolve(ctx, name)
+				if replaced || err != nil {
+					if _, err := v.WritePath(ctx, actor(), 0, name, 0o644, strings.NewReader(text)); err != nil {
+						t.Fatal(err)
+					}
+				} else {
+					h := openBy(t, v, 1, row.Ino, OpenFlags{Truncate: true})
+					write(t, h, 0, text)
+					if err := shut(t, h); err != nil {
+						t.Fatal(err)
+					}
+				}
+				at, err := v.TimeOf(ctx, must2(v.Newest(ctx)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				times = append(times, at)
+			}
+			save("f", "one")
+			if _, err := v.CreateSnapshot(ctx, actor(), "kept"); err != nil {
+				t.Fatal(err)
+			}
+			save("f", "two")
+			save("other", "x")
+			save("f", "three")
+			times[3] = time.Now()
+			for i, want := range []string{"one", "two", "two", "three"} {
+				var out bytes.Buffer
+				if err := v.ReadPath(ctx, "f", Moment{Time: times[i]}, &out); err != nil || out.String() != want {
+					t.Fatalf("before: time %d gives %q, %v", i, out.String(), err)
+				}
+			}
+			if _, err := v.pruneAt(ctx, catalog.PruneOptions{Now: time.Now().Add(time.Hour)}); err != nil {
+				t.Fatal(err)
+			}
+			times[3] = time.Now()
+			for i, want := range []string{"one", "", "", "three"} {
+				var out bytes.Buffer
+				err := v.ReadPath(ctx, "f", Moment{Time: times[i]}, &out)
+				if out.String() != want || (err == nil) != (want != "") || err != nil && !errors.Is(err, catalog.ErrThinned) {
+					t.Errorf("time %d gives %q, %v; want %q", i, out.String(), err, want)
+				}
+			}
+		})
+	}
+}
+
+func must2[T any](x T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return x
+}
+
 func TestGCDryRunChangesNothing(t *testing.T) {
 	ctx := t.Context()
 	dir := newStore(t, StorageHybrid)

@@ -21,7 +21,7 @@ func documented() map[string]bool {
 	return map[string]bool{
 		"holdfast.toml": true, "lock": true, "control.sock": false, "reserve": true, "holdfast.log": false, "holdfast.log.1": false,
 		"journal": true, "journal/<first>.seg": true, "journal/<first>.seg.tmp": false,
-		"<db>": true, "<db>-wal": true, "<db>-shm": true, "catalog.rebuild": false,
+		"<db>": true, "<db>-wal": true, "<db>-shm": true, "catalog.db.sums": true, ".catalog.db.sums.tmp-<random>": false, "catalog.rebuild": false,
 		"blobs": true, "blobs/<ab>": true, "blobs/<ab>/<sha256>": true, "blobs/<ab>/<sha256>.zst": true, "blobs/<ab>/<sha256>.json": true,
 		"blobs/<ab>/<sha256>.par": false, "blobs/<ab>/<sha256>.par.moved-<number>": false,
 		"blobs/<ab>/<sha256>.moved-<number>": true, "blobs/<ab>/<sha256>.zst.moved-<number>": false, "blobs/<ab>/<sha256>.json.moved-<number>": false,

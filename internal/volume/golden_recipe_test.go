@@ -268,6 +268,7 @@ func (r *recipe) cook(lag bool) {
 	r.stop()
 	if lag {
 		r.ok(os.WriteFile(filepath.Join(r.dir, "catalog.db"), old, 0o600))
+		r.ok(os.Remove(filepath.Join(r.dir, "catalog.db.sums")))
 	}
 }
 

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -131,6 +132,9 @@ func (v *Volume) readVersion(ctx context.Context, p string, at Moment, w io.Writ
 	if at.Number > 0 {
 		return v.readNumber(ctx, p, at.Number, w)
 	}
+	if err := v.knownAt(ctx, p, at.Time); err != nil {
+		return err
+	}
 	var found *catalog.Version
 	gone := false
 	err := v.walkVersions(ctx, p, func(number int, ver catalog.Version, removed time.Time) error {
@@ -155,6 +159,31 @@ func (v *Volume) readVersion(ctx context.Context, p string, at Moment, w io.Writ
 		return err
 	}
 	return v.copyOut(ctx, m, 0, found.Size, w)
+}
+
+// knownAt is catalog.ErrThinned when retention has thinned away what p was at a time: the version before that is left may not be what it held then.
+func (v *Volume) knownAt(ctx context.Context, p string, at time.Time) error {
+	seq, err := v.cat.SeqAt(ctx, at)
+	if err != nil {
+		return err
+	}
+	spans, err := v.PathHistory(ctx, p)
+	if err != nil {
+		return err
+	}
+	for _, s := range spans {
+		if s.From <= seq && seq < s.To {
+			return v.cat.Exact(ctx, s.Ino, seq)
+		}
+	}
+	dir, err := v.Resolve(ctx, path.Dir(path.Clean("/"+p)))
+	if errors.Is(err, catalog.ErrNotExist) || errors.Is(err, catalog.ErrNotDir) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return v.cat.Exact(ctx, dir.Ino, seq)
 }
 
 // readNumber is ReadPath for a number of the log. It looks at the eras only, not at the versions in them.
