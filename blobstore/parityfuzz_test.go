@@ -121,7 +121,7 @@ func TestParityPlan(t *testing.T) {
 				break
 			}
 		}
-		if int64(n) > 64<<20 {
+		if n > 64<<20 {
 			continue
 		}
 		seen := make(map[int64]bool)
