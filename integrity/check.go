@@ -234,6 +234,8 @@ func (c *checker) freshBlob(ctx context.Context, p string, ref blobstore.Ref) (b
 			}
 			c.sum.Skipped++
 			c.e.log.Warn("a blob cannot be checked", "blob", ref.Hash, "error", err)
+		} else if c.o.Repair {
+			c.e.unlist(ctx, ref.Hash.String())
 		}
 		return err == nil, nil
 	}

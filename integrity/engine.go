@@ -75,6 +75,7 @@ type Engine struct {
 	overflow bool // something did not fit into queue
 	wake     chan struct{}
 	degraded error
+	waiting  map[string]bool // what is listed as damaged
 }
 
 // task is background work on one blob.
@@ -119,7 +120,7 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	}
 	e := &Engine{
 		opt: opt, vol: opt.Volume, cat: opt.Volume.Catalog(), blobs: opt.Volume.Blobs(), guarded: guarded, log: opt.Log, now: opt.Now,
-		sources: opt.Sources, flights: make(map[blobstore.Hash]*flight), lost: make(map[blobstore.Hash]time.Time), queued: make(map[task]bool),
+		sources: opt.Sources, flights: make(map[blobstore.Hash]*flight), lost: make(map[blobstore.Hash]time.Time), queued: make(map[task]bool), waiting: make(map[string]bool),
 		wake: make(chan struct{}, 1), ring: newRing(opt.Now()), run: strconv.FormatInt(opt.Now().UnixNano(), 36),
 	}
 	var aside error
@@ -132,6 +133,9 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	}
 	e.ctx, e.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if e.scrub, err = newScrubber(ctx, e); err != nil {
+		return nil, errors.Join(err, e.state.close())
+	}
+	if err := e.loadWaiting(ctx); err != nil {
 		return nil, errors.Join(err, e.state.close())
 	}
 	e.vol.SetGuard(e)

@@ -89,11 +89,12 @@ func (e *Engine) mend(ctx context.Context, ref blobstore.Ref) error {
 	if err != nil && !isDamage(err) {
 		return err
 	}
+	id := ref.Hash.String()
 	damage := damageOf(ref, found, err)
 	if damage == nil {
+		e.unlist(ctx, id)
 		return nil
 	}
-	id := ref.Hash.String()
 	names := e.paths(ctx, ref.Hash)
 	r := e.result(Checksum, id, first(names))
 	r.Passed, r.Details, r.RecoveryAttempted = false, damage.Error(), true
@@ -117,9 +118,7 @@ func (e *Engine) healed(ctx context.Context, ref blobstore.Ref, path, source str
 	e.mu.Lock()
 	delete(e.lost, ref.Hash)
 	e.mu.Unlock()
-	if _, err := e.state.clearDamaged(context.WithoutCancel(ctx), id); err != nil {
-		e.log.Warn("what was healed is still listed as damaged", "data", id, "error", err)
-	}
+	e.unlist(ctx, id)
 	e.tell(EventHealed, id, path, "healed from "+source)
 	level, err := e.levelOf(ctx, ref.Hash)
 	if err == nil && level != catalog.LevelBasic {
@@ -136,9 +135,7 @@ func (e *Engine) giveUp(ctx context.Context, ref blobstore.Ref, r *Result, quara
 	e.lost[ref.Hash] = e.now()
 	e.mu.Unlock()
 	d := damagedRow{dataID: r.DataID, size: ref.Size, root: ref.Root, since: e.now(), details: r.Details, quarantine: quarantined}
-	if err := e.state.setDamaged(context.WithoutCancel(ctx), &d); err != nil {
-		e.log.Warn("a damaged blob cannot be listed", "data", r.DataID, "error", err)
-	}
+	e.list(ctx, &d)
 	e.tell(EventLost, r.DataID, r.Path, "not healed: no intact copy was found; "+strings.Join(names[:min(len(names), 3)], ", "))
 	e.add(taskLost, ref)
 	return fmt.Errorf("blob %s: %w: no intact copy was found; see its page in .integrity/manual", r.DataID, ErrNotHealed)

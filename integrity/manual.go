@@ -32,6 +32,68 @@ func (e *Engine) Damaged(ctx context.Context, fn func(Damaged) error) error {
 	}
 }
 
+// loadWaiting reads what is listed as damaged.
+func (e *Engine) loadWaiting(ctx context.Context) error {
+	for after := ""; ; {
+		page, err := e.state.damaged(ctx, after)
+		if err != nil || len(page) == 0 {
+			return err
+		}
+		for i := range page {
+			after = page[i].dataID
+			e.waiting[after] = true
+		}
+	}
+}
+
+// list puts something on the list of what waits for a person.
+func (e *Engine) list(ctx context.Context, d *damagedRow) {
+	e.mu.Lock()
+	e.waiting[d.dataID] = true
+	e.mu.Unlock()
+	if err := e.state.setDamaged(context.WithoutCancel(ctx), d); err != nil {
+		e.log.Warn("what is damaged cannot be listed", "data", d.dataID, "error", err)
+	}
+}
+
+// unlist takes something off that list.
+func (e *Engine) unlist(ctx context.Context, dataID string) {
+	e.mu.Lock()
+	was := e.waiting[dataID]
+	delete(e.waiting, dataID)
+	e.mu.Unlock()
+	if !was {
+		return
+	}
+	if err := e.state.clearDamaged(context.WithoutCancel(ctx), dataID); err != nil {
+		e.log.Warn("what is intact again is still listed as damaged", "data", dataID, "error", err)
+	}
+}
+
+// forgetGone takes blobs off the list that nothing names any more.
+func (e *Engine) forgetGone(ctx context.Context) error {
+	e.mu.Lock()
+	var ids []string
+	for id := range e.waiting {
+		ids = append(ids, id)
+	}
+	e.mu.Unlock()
+	for _, id := range ids {
+		h, err := blobstore.ParseHash(id)
+		if err != nil {
+			continue
+		}
+		_, ok, err := e.cat.HasBlob(ctx, h)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			e.unlist(ctx, id)
+		}
+	}
+	return nil
+}
+
 // DamagedItem is what is known of one thing that waits for a person. catalog.ErrNotExist when it does not wait (any more).
 func (e *Engine) DamagedItem(ctx context.Context, dataID string) (Damaged, error) {
 	row, err := e.damagedRow(ctx, dataID)

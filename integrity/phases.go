@@ -99,6 +99,9 @@ func (c *checker) stepBlobs(ctx context.Context, pos *position) error {
 	}
 	if len(page) == 0 {
 		pos.next(phaseSecond)
+		if c.o.Repair {
+			return c.e.forgetGone(ctx)
+		}
 		return nil
 	}
 	for bytes, i := int64(0), 0; i < len(page) && bytes < stepBytes; i++ {

@@ -19,7 +19,12 @@ const (
 	quarantineDir = "quarantine"
 	// maxQuarantine bounds the damaged bytes of blobs that are kept.
 	maxQuarantine = 256 << 20
+	// maxQuarantined bounds those of one blob.
+	maxQuarantined = 64 << 20
 )
+
+// errNoRoom: what room there is is needed to heal.
+var errNoRoom = errors.New("there is little room on the disk, which the heal itself needs")
 
 // quarantine copies the stored bytes of a blob to STORE/quarantine, before they are replaced, and returns where, below the store; "" when there are none.
 func (e *Engine) quarantine(ctx context.Context, h blobstore.Hash) (string, error) {
@@ -31,6 +36,14 @@ func (e *Engine) quarantine(ctx context.Context, h blobstore.Hash) (string, erro
 		return "", err
 	}
 	defer r.Close()
+	n = min(n, maxQuarantined)
+	st, err := e.vol.StatFS(ctx)
+	if err != nil {
+		return "", err
+	}
+	if st.Bavail*uint64(st.Bsize) < uint64(3*n)+16<<20 {
+		return "", errNoRoom
+	}
 	if err := e.trimQuarantine(n); err != nil {
 		return "", err
 	}
@@ -46,7 +59,7 @@ func (e *Engine) quarantine(ctx context.Context, h blobstore.Hash) (string, erro
 	if err != nil {
 		return "", err
 	}
-	_, err = io.Copy(f, io.LimitReader(r, maxQuarantine))
+	_, err = io.Copy(f, io.LimitReader(r, n))
 	if err == nil {
 		err = f.Sync()
 	}
@@ -100,7 +113,7 @@ func (e *Engine) quarantined() (list []quarantined, total int64, err error) {
 func (e *Engine) trimQuarantine(n int64) error {
 	list, total, err := e.quarantined()
 	for _, q := range list {
-		if err != nil || total+min(n, maxQuarantine) <= maxQuarantine {
+		if err != nil || total+n <= maxQuarantine {
 			break
 		}
 		if err = os.Remove(q.path); err == nil {

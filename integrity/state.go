@@ -152,13 +152,10 @@ func (s *state) setDamaged(ctx context.Context, d *damagedRow) error {
 	})
 }
 
-func (s *state) clearDamaged(ctx context.Context, dataID string) (was bool, err error) {
-	err = s.db.Write(ctx, func(c *sqldb.Conn) error {
-		err := c.Prep("DELETE FROM damaged WHERE data_id = ?").BindText(1, dataID).Exec()
-		was = c.Changes() > 0
-		return err
+func (s *state) clearDamaged(ctx context.Context, dataID string) error {
+	return s.db.Write(ctx, func(c *sqldb.Conn) error {
+		return c.Prep("DELETE FROM damaged WHERE data_id = ?").BindText(1, dataID).Exec()
 	})
-	return was, err
 }
 
 // damaged returns up to a page of what waits for a person, behind after in order of its name.
