@@ -14,8 +14,6 @@ import (
 var (
 	// ErrNotHealed: damage was found and nothing that the store and its sources have could mend it. The text names the next step.
 	ErrNotHealed = errors.New("damaged, and not healed")
-	// ErrPolicy: a rollback would mend it, and the directory's policy says that a person decides.
-	ErrPolicy = errors.New("damaged: an earlier version is intact, and the policy of the directory is to ask first")
 	// ErrBusy: a scrub is running already.
 	ErrBusy = errors.New("a scrub is running already")
 	// ErrWrongContent: what was given to complete a recovery is not the content that was lost.

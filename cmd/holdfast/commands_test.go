@@ -74,13 +74,15 @@ func TestUsage(t *testing.T) {
 		{"mount", "a"}, {"mount", "a", "b", "c"}, {"umount"}, {"status", "a", "b"}, {"log"}, {"cat"}, {"cat", "a", "b"}, {"put", "a"},
 		{"get", "a"}, {"ls"}, {"rm"}, {"version", "x"}, {"ls", "--store"}, {"ls", "-lz", "x"}, {"put", "--mode", "9", "/dev/null", "x"},
 		{"put", "--mode", "77777", "-", "x"}, {"ls", ""}, {"mount", "-o", "cpuprofile=", "a", "b"},
+		{"audit"}, {"audit", "frob"}, {"audit", "prove"}, {"audit", "tail", "-n", "0"}, {"audit", "verify", "--proof", "x"}, {"audit", "verify", "a", "b"},
 		{"gc", "x"}, {"retention"}, {"retention", "frob"}, {"retention", "set", "x"}, {"retention", "set", "--hourly", "7d"}, {"retention", "unset"},
 		{"retention", "set", "x", "--hourly", "soon"}, {"retention", "set", "x", "--max-versions", "-1"}, {"retention", "set", "x", "--max-bytes", "lots"},
 		{"retention", "show", "x", "--daily", "7d"}, {"retention", "set", "x", "--keep-all", "200y"},
 	} {
 		fails(t, exitUsage, []string{"--help`"}, args...)
 	}
-	for _, c := range []string{"init", "mount", "umount", "status", "log", "cat", "put", "get", "ls", "rm", "snapshot", "diff", "restore", "undo", "backup", "retention", "gc", "version"} {
+	for _, c := range []string{"init", "mount", "umount", "status", "log", "cat", "put", "get", "ls", "rm", "snapshot", "diff", "restore", "undo",
+		"audit", "backup", "check", "level", "scrub", "recover", "monitor", "retention", "gc", "version"} {
 		out := ok(t, c, "--help")
 		if !strings.Contains(out, "Example: holdfast "+c) || !strings.Contains(out, "--json") || ok(t, "help", c) != out {
 			t.Errorf("help of %s:\n%s", c, out)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/fs"
+	"holdfast/integrity/view"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
 )
@@ -39,6 +40,7 @@ type daemon struct {
 	m   mountConfig
 	log *slog.Logger
 	vol *volume.Volume
+	aud *auditor
 	srv *fs.Server
 	svc *services
 	ctl *control.Server // nil when the store's directory cannot be written
@@ -142,8 +144,10 @@ func (d *daemon) start(ctx context.Context) (err error) {
 	if d.vol, err = openForMount(ctx, d.m, d.log); err != nil {
 		return err
 	}
+	d.aud = startAuditor(work, d.vol, d.log)
 	defer func() {
 		if err != nil {
+			d.aud.end(d.vol, d.log)
 			err = errors.Join(err, d.vol.Close(work))
 		}
 	}()
@@ -158,8 +162,11 @@ func (d *daemon) start(ctx context.Context) (err error) {
 	if err := clearMountPoint(d.m); err != nil {
 		return err
 	}
+	engine := d.svc.engine
+	state := view.New(view.Options{Engine: engine, Scrub: engine.Scrubber(), Audit: d.aud.evidence(), Store: d.vol})
 	d.srv, err = fs.Mount(work, d.vol, d.m.dir, fs.MountOptions{
 		AllowOther: d.m.allowOther, ReadOnly: d.m.readOnly, Options: d.m.options, FSName: d.m.store, Debug: d.m.debug, Log: d.log,
+		Virtual: []fs.Virtual{fs.Integrity(d.vol, state)},
 	})
 	if err != nil {
 		return err
@@ -168,6 +175,7 @@ func (d *daemon) start(ctx context.Context) (err error) {
 		Mount:    control.Mount{Dir: d.m.dir, PID: os.Getpid(), Since: time.Now().UTC(), ReadOnly: d.m.readOnly},
 		Requests: d.srv.Requests,
 		Unmount:  func(lazy bool) error { return unmountError(d.m.dir, d.srv.Unmount(lazy)) },
+		Audit:    d.aud.log, AuditError: d.aud.err,
 	}, d.svc)
 	d.svc.start(work)
 	d.ctl, err = control.Listen(work, d.m.store, ops, d.log)
@@ -249,10 +257,13 @@ func (d *daemon) wait(signals <-chan os.Signal) {
 // finish closes what start opened, in reverse. The store is closed, and its lock free, on return.
 func (d *daemon) finish() error {
 	var errs []error
+	d.aud.letGo()
 	if d.ctl != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), controlGrace)
 		defer cancel()
 		errs = append(errs, d.ctl.Shutdown(ctx))
 	}
-	return errors.Join(append(errs, d.svc.Close(), d.vol.Close(context.Background()))...)
+	errs = append(errs, d.svc.Close())
+	d.aud.end(d.vol, d.log) // what the services have written is signed, too
+	return errors.Join(append(errs, d.vol.Close(context.Background()))...)
 }

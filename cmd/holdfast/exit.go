@@ -8,6 +8,8 @@ import (
 
 	"holdfast/blobstore"
 	"holdfast/catalog"
+	"holdfast/integrity"
+	"holdfast/integrity/audit"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
 	"holdfast/snapshots/backup"
@@ -52,6 +54,10 @@ func exitCode(err error) int {
 		{blobstore.ErrDamaged, exitDamage},
 		{blobstore.ErrNotFound, exitDamage}, // a blob that the catalog names
 		{catalog.ErrDamaged, exitDamage},
+		{errDamageFound, exitDamage},
+		{integrity.ErrNotHealed, exitDamage},
+		{audit.ErrTampered, exitDamage},
+		{audit.ErrMalformed, exitDamage}, // what is no evidence proves nothing
 		{backup.ErrDamaged, exitDamage},
 	} {
 		if errors.Is(err, k.err) {

@@ -15,6 +15,7 @@ import (
 
 	"holdfast/blobstore"
 	"holdfast/catalog"
+	"holdfast/integrity/audit"
 	"holdfast/internal/volume"
 )
 
@@ -68,7 +69,7 @@ func TestExitCodes(t *testing.T) {
 		want int
 	}{
 		{nil, 0}, {errors.New("x"), 1}, {usagef("ls", "x"), 2}, {volume.ErrNoStore, 10}, {&volume.LockedError{}, 11},
-		{&blobstore.DamageError{}, 26}, {catalog.ErrDamaged, 26}, {blobstore.ErrNotFound, 26}, {errInterrupted, 130},
+		{&blobstore.DamageError{}, 26}, {catalog.ErrDamaged, 26}, {audit.ErrTampered, 26}, {audit.ErrMalformed, 26}, {audit.ErrNotSigned, 1}, {blobstore.ErrNotFound, 26}, {errInterrupted, 130},
 		{&daemonError{daemonStatus{Error: "x", Code: 11}}, 11}, {catalog.ErrNotExist, 1}, {context.Canceled, 1},
 	} {
 		if got := exitCode(c.err); got != c.want {

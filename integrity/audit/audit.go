@@ -262,7 +262,7 @@ func (l *Log) update(ctx context.Context, upTo int64) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			return l.tree.add(leafOf(e.Chain))
+			return l.tree.add(l.leafOf(e))
 		})
 		var damage *journal.DamageError
 		switch {
@@ -279,6 +279,16 @@ func (l *Log) update(ctx context.Context, upTo int64) error {
 		}
 	}
 	return l.checkHeads()
+}
+
+// leafOf is the leaf of a record. One that was signed as lost, and was mended since, stays lost in the tree.
+func (l *Log) leafOf(e journal.Entry) tlog.Hash {
+	if l.old != nil {
+		if h, err := l.old.leaf(l.tree.front.n); err == nil && h == lostLeaf() {
+			return h
+		}
+	}
+	return leafOf(e.Chain)
 }
 
 // addLost adds the leaves of records that cannot be read.

@@ -294,6 +294,33 @@ func TestLostRecords(t *testing.T) {
 			if r.Signed != last {
 				t.Errorf("signed up to %d, want %d", r.Signed, last)
 			}
+			if when != "lost before they were signed" {
+				return
+			}
+			// The record is mended: it stays a lost one in the tree, and all the rest holds.
+			b, err = os.ReadFile(segs[0].path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b[at] ^= 0xff
+			write(t, segs[0].path, b)
+			s.mustBeSound(nil)
+			s.open()
+			defer s.close()
+			if _, err := s.log.Prove(t.Context(), 7); !errors.Is(err, ErrNotSigned) {
+				t.Errorf("a record that was lost when it was signed: %v", err)
+			}
+			before := s.head()
+			s.log.mu.Lock()
+			err = s.log.setAside()
+			s.log.follow = s.log.j.Follow(1)
+			s.log.mu.Unlock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if after := s.head(); !bytes.Equal(after, before) || len(s.log.Problems()) > 0 {
+				t.Errorf("after the tree was made anew the head is\n%s, before it was\n%s; %q", after, before, s.log.Problems())
+			}
 		})
 	}
 }

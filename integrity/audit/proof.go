@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -228,6 +229,9 @@ func (l *Log) Prove(ctx context.Context, seq catalog.Seq) (Proof, error) {
 	p := Proof{Seq: seq, Prev: link.Prev, Frame: link.Frame, Head: link.Head}
 	err = l.prove(ctx, int64(seq), func(size int64, signed []byte) error {
 		p.Signed = signed
+		if leaf, err := l.tree.leaf(int64(seq) - 1); err == nil && leaf == lostLeaf() {
+			return fmt.Errorf("%w: the record could not be read when its turn came", ErrNotSigned)
+		}
 		if p.Hashes, err = tlog.ProveRecord(size, int64(seq)-1, l.tree); err != nil {
 			return err
 		}
@@ -288,7 +292,7 @@ func (l *Log) prove(ctx context.Context, seq int64, fn func(size int64, signed [
 		signed = bytes.Clone(l.heads.newest)
 	}
 	err = fn(size, signed)
-	if err == nil || l.opt.ReadOnly || ctx.Err() != nil {
+	if err == nil || l.opt.ReadOnly || ctx.Err() != nil || errors.Is(err, ErrNotSigned) {
 		return err
 	}
 	l.log.Warn("a proof does not hold; the tree of the audit log is made anew", "error", err)

@@ -186,6 +186,48 @@ func TestAttackerWithTheKey(t *testing.T) {
 	}
 }
 
+// TestOpenSeesForgery: a daemon that opens a log whose journal was changed or cut does not go on as if nothing had happened.
+func TestOpenSeesForgery(t *testing.T) {
+	s := newStore(t)
+	s.fill(30)
+	kept := s.head()
+	s.close()
+	for name, edit := range map[string]func([]rawSegment){
+		"a changed record": func(segs []rawSegment) { segs[0].recs[9].head = bytes.Replace(segs[0].recs[9].head, []byte("agent-"), []byte("nobody"), 1) },
+		"records less":     func(segs []rawSegment) { last := &segs[len(segs)-1]; last.recs = last.recs[:len(last.recs)-1] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := *s
+			c.t, c.dir = t, t.TempDir()
+			copyDir(t, s.dir, c.dir)
+			segs := dissect(t, c.dir)
+			edit(segs)
+			forge(t, s.id, segs)
+			// With catalog.db the journal itself would know that something is missing.
+			old, err := filepath.Glob(filepath.Join(c.dir, "catalog.db*"))
+			if err != nil || len(old) == 0 {
+				t.Fatalf("%q, %v", old, err)
+			}
+			for _, p := range old {
+				os.Remove(p)
+			}
+			c.open()
+			c.write("daemon", "goes-on", "x")
+			c.head()
+			if p := c.log.Problems(); len(p) != 1 || !strings.Contains(p[0], "changed or rolled back") {
+				t.Errorf("problems: %q", p)
+			}
+			if _, err := c.log.ProveExtends(t.Context(), kept); !errors.Is(err, ErrTampered) {
+				t.Errorf("it proves that nothing was changed: %v", err)
+			}
+			c.close()
+			if r := c.verify(nil); r.OK {
+				t.Error("what it signed since hides the change")
+			}
+		})
+	}
+}
+
 // TestReplacedKey: heads of a key that was lost stay good, but it may sign none after its successor; and an unknown key none at all.
 func TestReplacedKey(t *testing.T) {
 	s := newStore(t)

@@ -67,6 +67,7 @@ type Ops interface {
 	// the last user has gone. ErrNotMounted when there is none.
 	Unmount(ctx context.Context, lazy bool) error
 	History
+	Audit
 	// Call does what one of the Services offers under a name, with arguments that encode as JSON, and calls fn with each document of the answer, until fn
 	// returns an error, which Call returns. ErrRequest when there is no such operation. See CallEach.
 	Call(ctx context.Context, who Caller, name string, args any, fn func(json.RawMessage) error) error

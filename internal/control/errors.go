@@ -9,6 +9,8 @@ import (
 
 	"holdfast/blobstore"
 	"holdfast/catalog"
+	"holdfast/integrity"
+	"holdfast/integrity/audit"
 	"holdfast/internal/volume"
 )
 
@@ -43,10 +45,18 @@ func errorKinds() []errorKind {
 		{"catalog-damaged", catalog.ErrDamaged, http.StatusInternalServerError},
 		{"blob-damaged", blobstore.ErrDamaged, http.StatusInternalServerError},
 		{"blob-not-found", blobstore.ErrNotFound, http.StatusInternalServerError},
+		{"not-healed", integrity.ErrNotHealed, http.StatusInternalServerError},
+		{"scrub-busy", integrity.ErrBusy, http.StatusConflict},
+		{"wrong-content", integrity.ErrWrongContent, http.StatusConflict},
+		{"strategy", integrity.ErrStrategy, http.StatusBadRequest},
 		{"closed", catalog.ErrClosed, http.StatusServiceUnavailable},
 		{"no-store", volume.ErrNoStore, http.StatusNotFound},
 		{"locked", volume.ErrLocked, http.StatusConflict},
 		{"format", volume.ErrFormat, http.StatusConflict},
+		{"tampered", audit.ErrTampered, http.StatusInternalServerError},
+		{"not-signed", audit.ErrNotSigned, http.StatusConflict},
+		{"malformed", audit.ErrMalformed, http.StatusBadRequest},
+		{"audit-closed", audit.ErrClosed, http.StatusServiceUnavailable},
 		{"busy", ErrBusy, http.StatusConflict},
 		{"not-mounted", ErrNotMounted, http.StatusConflict},
 		{"request", ErrRequest, http.StatusBadRequest},

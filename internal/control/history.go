@@ -232,6 +232,9 @@ func (q request) setQuery(v url.Values, name string) {
 	if text, ok := q.history.get(name); ok {
 		v.Set(name, text)
 	}
+	if text, ok := q.audit.get(name); ok {
+		v.Set(name, text)
+	}
 }
 
 // serveHistory answers the requests of History; false: it is none.

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"sync"
 	"time"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
 	"holdfast/catalog"
+	"holdfast/integrity/audit"
 	"holdfast/internal/volume"
 )
 
@@ -20,6 +22,9 @@ type Mounted struct {
 	Mount    Mount
 	Requests func() map[string]uint64 // FUSE requests so far, by operation
 	Unmount  func(lazy bool) error    // ErrBusy when the mount is in use
+
+	Audit      *audit.Log // nil when it could not be opened
+	AuditError error      // why
 }
 
 // Local is an Ops over a volume of this process.
@@ -28,6 +33,9 @@ type Local struct {
 	mounted  *Mounted
 	services Services // nil: none
 	owned    bool
+
+	auditMu sync.Mutex
+	audit   *audit.Log // opened by auditLog
 }
 
 // NewLocal returns an Ops over vol; mounted is nil when it is not mounted, services when there are none. Close closes neither vol nor services.
@@ -38,14 +46,14 @@ func NewLocal(vol *volume.Volume, mounted *Mounted, services Services) *Local {
 // Close closes the services and the volume if Dial opened them.
 func (l *Local) Close() error {
 	if !l.owned {
-		return nil
+		return l.closeAudit()
 	}
 	var err error
 	if l.services != nil {
 		err = l.services.Close()
 	}
 	// What is staged must be saved even by a command that was interrupted.
-	return errors.Join(err, l.vol.Close(context.Background()))
+	return errors.Join(err, l.closeAudit(), l.vol.Close(context.Background()))
 }
 
 // Status implements Ops.
@@ -78,6 +86,7 @@ func (l *Local) Status(ctx context.Context) (Status, error) {
 	if l.mounted != nil {
 		m := l.mounted.Mount
 		out.Mounted, out.Mount, out.Requests = true, &m, l.mounted.Requests()
+		out.Problems = append(out.Problems, l.mounted.auditProblems()...)
 	}
 	return out, nil
 }

@@ -20,6 +20,7 @@ import (
 
 // memory is an Ops over a tree in memory: the model that Local is compared with, and a server's subject where no store is needed.
 type memory struct {
+	Audit
 	History // the past as a whole is Local's only: its tests have stores
 
 	mu    sync.Mutex

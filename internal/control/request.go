@@ -34,6 +34,7 @@ type request struct {
 	recursive bool
 	lazy      bool
 	history   historyRequest
+	audit     auditRequest
 }
 
 // parameters returns the names of the parameters that an operation knows; nil when there is no such operation.
@@ -53,6 +54,9 @@ func parameters(method, route string) []string {
 		return []string{"lazy"}
 	case "POST " + routeCall:
 		return []string{"name", "agent", "program"}
+	}
+	if known := auditParameters(method, route); known != nil {
+		return known
 	}
 	return historyParameters(method, route)
 }
@@ -96,6 +100,9 @@ func parseRequest(r *http.Request) (request, error) {
 
 func (q *request) set(name, v string) (err error) {
 	if ok, err := q.history.set(name, v); ok {
+		return err
+	}
+	if ok, err := q.audit.set(name, v); ok {
 		return err
 	}
 	switch name {

@@ -115,7 +115,7 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	q.who.UID, q.who.GID, q.who.PID = cred.Uid, cred.Gid, uint32(cred.Pid)
-	if s.serveHistory(w, r, q) {
+	if s.serveAudit(w, r, q) || s.serveHistory(w, r, q) {
 		return
 	}
 	ctx := r.Context()

@@ -56,6 +56,7 @@ func (f *file) commitBy(ctx context.Context, kind commitKind, h *Handle) error {
 
 // commitLocked is commit of a file that has changed, for a caller that holds mu.
 func (f *file) commitLocked(ctx context.Context, kind commitKind, h *Handle) error {
+	f.v.activity.Add(1)
 	row, err := f.v.cat.Get(ctx, f.ino)
 	if err != nil {
 		return err

@@ -49,7 +49,10 @@ func TestCriticalFilesHaveSecondCopies(t *testing.T) {
 				}
 			}
 			ref := putFile(t, v, "/messages/src", prose(99, 200<<10))
-			src, _ := v.Resolve(ctx, "/messages/src")
+			src, err := v.Resolve(ctx, "/messages/src")
+			if err != nil {
+				t.Fatal(err)
+			}
 			from, err := v.OpenFile(ctx, actor(), src.Ino, OpenFlags{Read: true})
 			if err != nil {
 				t.Fatal(err)
