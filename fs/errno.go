@@ -12,6 +12,7 @@ import (
 	"holdfast/blobstore"
 	"holdfast/catalog"
 	"holdfast/integrity"
+	"holdfast/integrity/audit"
 	"holdfast/internal/volume"
 )
 
@@ -31,6 +32,14 @@ func errnoTable() []errnoRow {
 		{"blobstore.ErrClosed", blobstore.ErrClosed, unix.EIO},
 		{"blobstore.ErrInvalid", blobstore.ErrInvalid, unix.EIO}, // a request of ours to the blobstore, not one of a program
 		{"blobstore.ErrReadOnly", blobstore.ErrReadOnly, unix.EROFS},
+		{"integrity.ErrWrongContent", integrity.ErrWrongContent, unix.EINVAL},
+		{"integrity.ErrBusy", integrity.ErrBusy, unix.EBUSY},
+		{"integrity.ErrNotHealed", integrity.ErrNotHealed, unix.EIO},
+		{"integrity.ErrStrategy", integrity.ErrStrategy, unix.EINVAL},
+		{"audit.ErrTampered", audit.ErrTampered, unix.EIO},
+		{"audit.ErrMalformed", audit.ErrMalformed, unix.EIO},
+		{"audit.ErrNotSigned", audit.ErrNotSigned, unix.EIO},
+		{"audit.ErrClosed", audit.ErrClosed, unix.EIO},
 		{"catalog.ErrDamaged", catalog.ErrDamaged, unix.EIO},
 		{"catalog.ErrBadRecord", catalog.ErrBadRecord, unix.EIO},
 		{"catalog.ErrClosed", catalog.ErrClosed, unix.EIO},
@@ -54,10 +63,6 @@ func errnoTable() []errnoRow {
 		{"volume.ErrLocked", volume.ErrLocked, unix.EIO},
 		{"volume.ErrFormat", volume.ErrFormat, unix.EIO},
 		{"volume.ErrSecond", volume.ErrSecond, unix.EIO},
-		{"integrity.ErrNotHealed", integrity.ErrNotHealed, unix.EIO},
-		{"integrity.ErrBusy", integrity.ErrBusy, unix.EBUSY},
-		{"integrity.ErrWrongContent", integrity.ErrWrongContent, unix.EINVAL},
-		{"integrity.ErrStrategy", integrity.ErrStrategy, unix.EINVAL},
 		{"context.Canceled", context.Canceled, unix.EINTR},
 		{"context.DeadlineExceeded", context.DeadlineExceeded, unix.EINTR},
 	}

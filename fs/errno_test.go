@@ -21,7 +21,9 @@ import (
 func sentinels(t *testing.T) map[string]bool {
 	t.Helper()
 	all := make(map[string]bool)
-	for name, dir := range map[string]string{"blobstore": "../blobstore", "catalog": "../catalog", "volume": "../internal/volume", "integrity": "../integrity"} {
+	for name, dir := range map[string]string{
+		"blobstore": "../blobstore", "catalog": "../catalog", "volume": "../internal/volume", "integrity": "../integrity", "audit": "../integrity/audit",
+	} {
 		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		if err != nil || len(files) == 0 {
 			t.Fatalf("no sources in %s (%v)", dir, err)

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"context"
 	"errors"
 	"sync"
 
@@ -28,8 +29,15 @@ func (f *FileSystem) opened(b *branch, h Handle, who catalog.Actor, flags volume
 	if o.writes {
 		f.writers.add(b.node(o.ino), 1)
 	}
+	direct, ok := h.(Direct)
+	o.stream = ok && direct.Stream()
 	out.Fh = f.handles.add(o)
-	if h.KeepCache() {
+	switch {
+	case o.stream:
+		out.OpenFlags = gofuse.FOPEN_DIRECT_IO | gofuse.FOPEN_NONSEEKABLE
+	case ok:
+		out.OpenFlags = gofuse.FOPEN_DIRECT_IO
+	case h.KeepCache():
 		out.OpenFlags = gofuse.FOPEN_KEEP_CACHE
 	}
 }
@@ -119,14 +127,33 @@ func (r *readResult) Done() {
 	r.pool.Put(r)
 }
 
+// untilClosed returns a context that ends when the kernel interrupts the request too. stop must be called.
+func untilClosed(ctx context.Context, cancel <-chan struct{}) (_ context.Context, stop func()) {
+	ctx, end := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-cancel:
+			end()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, end
+}
+
 // Read reads verified content straight into the answer.
-func (f *FileSystem) Read(_ <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
+func (f *FileSystem) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
 	f.count(opRead)
 	h := f.handles.get(in.Fh)
 	if h == nil {
 		return nil, gofuse.EBADF
 	}
-	n, err := h.ReadAt(f.ctx, buf, int64(in.Offset))
+	ctx := f.ctx
+	if h.stream {
+		interruptible, stop := untilClosed(ctx, cancel)
+		defer stop()
+		ctx = interruptible
+	}
+	n, err := h.ReadAt(ctx, buf, int64(in.Offset))
 	if err != nil {
 		return nil, f.status(opRead, in.NodeId, err)
 	}

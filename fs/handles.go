@@ -14,6 +14,7 @@ type file struct {
 	ino    catalog.Ino
 	who    catalog.Actor // who opened it
 	writes bool
+	stream bool // see Direct.Stream
 	fh     uint64
 }
 

@@ -68,7 +68,19 @@ func (f *FileSystem) GetAttr(_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofus
 		return f.status(opGetAttr, in.NodeId, err)
 	}
 	b.attr(out, &row)
+	f.grown(b, in.NodeId, &row)
 	return gofuse.OK
+}
+
+// grown tells the kernel the size of a file that grows by itself: see Grower. The answer to the question does not wait for it.
+func (f *FileSystem) grown(b *branch, node uint64, row *catalog.Inode) {
+	if g, ok := b.Tree.(Grower); !ok || row.Size == 0 || !g.Grows(row.Ino) {
+		return
+	}
+	if s := f.server.Load(); s != nil {
+		last := row.Size - 1
+		go func() { f.notified(node, s.InodeNotifyStoreCache(node, last, []byte{'\n'})) }()
+	}
 }
 
 // Statx is GetAttr with the time of birth.
@@ -83,6 +95,7 @@ func (f *FileSystem) Statx(_ <-chan struct{}, in *gofuse.StatxIn, out *gofuse.St
 		return f.status(opStatx, in.NodeId, err)
 	}
 	kernel.Statx(out, &row, b.node(row.Ino), b.attrValid(row.Ino))
+	f.grown(b, in.NodeId, &row)
 	return gofuse.OK
 }
 

@@ -70,6 +70,19 @@ type Handle interface {
 	Close(ctx context.Context)
 }
 
+// Direct is a Handle whose content is not cached by the kernel and whose size need not be known: every read(2) and write(2) arrives as it is.
+type Direct interface {
+	Handle
+	// Stream says that reads do not look at their offset, and may wait: their context ends when the kernel interrupts them.
+	Stream() bool
+}
+
+// Grower is what a virtual tree offers when files of it grow while they are open. Under the writeback cache the kernel does not take the size of a file from the answers to
+// its questions; it is told of a larger one besides, so that `tail -f` sees it at its next look.
+type Grower interface {
+	Grows(ino catalog.Ino) bool
+}
+
 // SetAttr is volume.SetAttr with a Handle of any tree.
 type SetAttr struct {
 	Mode, UID, GID      *uint32

@@ -6,7 +6,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"holdfast/catalog"
 	"holdfast/integrity/audit"
+	"holdfast/integrity/view"
 	"holdfast/internal/volume"
 )
 
@@ -37,6 +39,27 @@ func startAuditor(ctx context.Context, vol *volume.Volume, log *slog.Logger) *au
 		a.log.Run(ctx)
 	}()
 	return a
+}
+
+// evidence is the log as .integrity shows it.
+func (a *auditor) evidence() view.Audit {
+	if a.log == nil {
+		return noEvidence{a.err}
+	}
+	return a.log
+}
+
+// noEvidence stands for an audit log that could not be opened.
+type noEvidence struct{ err error }
+
+func (n noEvidence) Head(context.Context) ([]byte, error) { return nil, n.err }
+
+func (n noEvidence) Prove(context.Context, catalog.Seq) (audit.Proof, error) {
+	return audit.Proof{}, n.err
+}
+
+func (n noEvidence) Entries(context.Context, audit.Query, func(*audit.Entry) error) error {
+	return n.err
 }
 
 // letGo ends the requests that follow the log, so that nobody waits for them.

@@ -81,7 +81,8 @@ func TestUsage(t *testing.T) {
 	} {
 		fails(t, exitUsage, []string{"--help`"}, args...)
 	}
-	for _, c := range []string{"init", "mount", "umount", "status", "log", "cat", "put", "get", "ls", "rm", "snapshot", "diff", "restore", "undo", "audit", "backup", "retention", "gc", "version"} {
+	for _, c := range []string{"init", "mount", "umount", "status", "log", "cat", "put", "get", "ls", "rm", "snapshot", "diff", "restore", "undo",
+		"audit", "backup", "check", "level", "scrub", "recover", "monitor", "retention", "gc", "version"} {
 		out := ok(t, c, "--help")
 		if !strings.Contains(out, "Example: holdfast "+c) || !strings.Contains(out, "--json") || ok(t, "help", c) != out {
 			t.Errorf("help of %s:\n%s", c, out)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/fs"
+	"holdfast/integrity/view"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
 )
@@ -161,8 +162,11 @@ func (d *daemon) start(ctx context.Context) (err error) {
 	if err := clearMountPoint(d.m); err != nil {
 		return err
 	}
+	engine := d.svc.engine
+	state := view.New(view.Options{Engine: engine, Scrub: engine.Scrubber(), Audit: d.aud.evidence(), Store: d.vol})
 	d.srv, err = fs.Mount(work, d.vol, d.m.dir, fs.MountOptions{
 		AllowOther: d.m.allowOther, ReadOnly: d.m.readOnly, Options: d.m.options, FSName: d.m.store, Debug: d.m.debug, Log: d.log,
+		Virtual: []fs.Virtual{fs.Integrity(d.vol, state)},
 	})
 	if err != nil {
 		return err

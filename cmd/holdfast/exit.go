@@ -8,6 +8,7 @@ import (
 
 	"holdfast/blobstore"
 	"holdfast/catalog"
+	"holdfast/integrity"
 	"holdfast/integrity/audit"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
@@ -53,6 +54,8 @@ func exitCode(err error) int {
 		{blobstore.ErrDamaged, exitDamage},
 		{blobstore.ErrNotFound, exitDamage}, // a blob that the catalog names
 		{catalog.ErrDamaged, exitDamage},
+		{errDamageFound, exitDamage},
+		{integrity.ErrNotHealed, exitDamage},
 		{audit.ErrTampered, exitDamage},
 		{audit.ErrMalformed, exitDamage}, // what is no evidence proves nothing
 		{backup.ErrDamaged, exitDamage},

@@ -22,8 +22,11 @@ Storage modes: hybrid keeps small contents in a database and large ones as files
 beside its description; database keeps everything in one database.
 
 Example: holdfast init --storage hybrid ~/store`,
-		flags: []cli.Flag{&cli.StringFlag{Name: "storage", Value: volume.StorageHybrid, Usage: "`MODE`: file, database or hybrid"}},
-		run:   e.runInit,
+		flags: []cli.Flag{
+			&cli.StringFlag{Name: "storage", Value: volume.StorageHybrid, Usage: "`MODE`: file, database or hybrid"},
+			&cli.StringFlag{Name: "second-copy", Usage: "`DIR`, best on another disk, for the second copies of critical files; default: in the store"},
+		},
+		run: e.runInit,
 	}
 }
 
@@ -47,8 +50,14 @@ func (e *env) runInit(ctx context.Context, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	second := c.String("second-copy")
+	if second != "" {
+		if second, err = filepath.Abs(second); err != nil {
+			return err
+		}
+	}
 	unix.Umask(0o077) // nothing in a store is for others: what they may see, they see through a mount
-	s, err := volume.Init(ctx, dir, volume.InitOptions{Storage: mode, UID: uint32(os.Getuid()), GID: uint32(os.Getgid())})
+	s, err := volume.Init(ctx, dir, volume.InitOptions{Storage: mode, SecondCopy: second, UID: uint32(os.Getuid()), GID: uint32(os.Getgid())})
 	if err != nil {
 		return err
 	}

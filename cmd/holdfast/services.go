@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"slices"
 
+	"holdfast/catalog"
+	"holdfast/integrity"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
+	"holdfast/snapshots"
 	"holdfast/snapshots/backup"
 )
 
@@ -17,19 +21,49 @@ type services struct {
 	background []func(ctx context.Context) // each runs until its context ends
 	closers    []func() error              // called in reverse
 
+	engine *integrity.Engine
+
 	stop    context.CancelFunc
 	stopped []chan struct{}
 }
 
 // newServices makes the services of a volume, for a command or for a daemon. They do nothing by themselves until start.
-func newServices(_ context.Context, vol *volume.Volume, log *slog.Logger) (*services, error) {
+func newServices(ctx context.Context, vol *volume.Volume, log *slog.Logger) (_ *services, err error) {
 	s := new(services)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if err := s.addIntegrity(ctx, vol, log); err != nil {
+		return nil, err
+	}
 	keeper := backup.NewKeeper(backup.KeeperOptions{Store: vol, StoreID: vol.Settings().StoreID, Places: vol.Backups, Log: log})
 	s.operations = append(s.operations, backupOperations(keeper)...)
 	if !vol.ReadOnly() {
 		s.background = append(s.background, keeper.Run)
 	}
 	return s, nil
+}
+
+// addIntegrity makes the engine that heals, checks and scrubs.
+func (s *services) addIntegrity(ctx context.Context, vol *volume.Volume, log *slog.Logger) error {
+	o := integrity.Options{Volume: vol, Log: log}
+	for _, b := range vol.Backups() {
+		o.Sources = append(o.Sources, backup.NewSource(b.Path, vol.Settings().StoreID, log))
+	}
+	who := catalog.Actor{Agent: "holdfast", Program: "holdfast", UID: uint32(os.Getuid()), PID: uint32(os.Getpid())}
+	o.Restore = func(ctx context.Context, path string, at catalog.Seq, dryRun bool) error {
+		_, err := snapshots.Restore{Path: path, At: at, DryRun: dryRun}.Run(ctx, vol, who)
+		return err
+	}
+	var err error
+	if s.engine, err = integrity.New(ctx, o); err != nil {
+		return err
+	}
+	s.closers = append(s.closers, s.engine.Close)
+	s.operations = append(s.operations, integrityOperations(vol, s.engine)...)
+	return nil
 }
 
 // dialServices are the services of a command that opened the store itself.
@@ -43,6 +77,7 @@ func dialServices(ctx context.Context, vol *volume.Volume, log *slog.Logger) (co
 
 // start lets them work by themselves, as they do in a daemon, until Close.
 func (s *services) start(ctx context.Context) {
+	s.engine.Start()
 	ctx, s.stop = context.WithCancel(ctx)
 	for _, run := range s.background {
 		done := make(chan struct{})

@@ -9,6 +9,7 @@ import (
 
 	"holdfast/blobstore"
 	"holdfast/catalog"
+	"holdfast/integrity"
 	"holdfast/integrity/audit"
 	"holdfast/internal/volume"
 )
@@ -44,6 +45,10 @@ func errorKinds() []errorKind {
 		{"catalog-damaged", catalog.ErrDamaged, http.StatusInternalServerError},
 		{"blob-damaged", blobstore.ErrDamaged, http.StatusInternalServerError},
 		{"blob-not-found", blobstore.ErrNotFound, http.StatusInternalServerError},
+		{"not-healed", integrity.ErrNotHealed, http.StatusInternalServerError},
+		{"scrub-busy", integrity.ErrBusy, http.StatusConflict},
+		{"wrong-content", integrity.ErrWrongContent, http.StatusConflict},
+		{"strategy", integrity.ErrStrategy, http.StatusBadRequest},
 		{"closed", catalog.ErrClosed, http.StatusServiceUnavailable},
 		{"no-store", volume.ErrNoStore, http.StatusNotFound},
 		{"locked", volume.ErrLocked, http.StatusConflict},

@@ -25,16 +25,16 @@ func TestBackupsOfSettings(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		"[[backup]]\npath = \"/mnt/disk\"\nevery = \"12h\"\nkeep = 3\nlevel = \"advanced\"": "",
-		"[[backup]]\npath = \"/mnt/disk\"":                            "",
-		"[[backup]]\npath = \"\"":                                     "path",
-		"[[backup]]\nevery = \"1h\"":                                  "path",
-		"[[backup]]\npath = \"backup/\"":                              "two backups",
-		"[[backup]]\npath = \"/x\"\nevery = \"1s\"":                   "shortest",
-		"[[backup]]\npath = \"/x\"\nevery = \"-1h\"":                  "length of time",
-		"[[backup]]\npath = \"/x\"\nkeep = -1":                        "kept",
-		"[[backup]]\npath = \"/x\"\nlevel = \"extreme\"":              "level",
-		"[[backup]]\npath = \"/" + strings.Repeat("long", 2000) + `"`: "path",
-		strings.Repeat("[[backup]]\npath = \"/x\"\n", maxBackups):     "places",
+		"[[backup]]\npath = \"/mnt/disk\"":                                                  "",
+		"[[backup]]\npath = \"\"":                                                           "path",
+		"[[backup]]\nevery = \"1h\"":                                                        "path",
+		"[[backup]]\npath = \"backup/\"":                                                    "two backups",
+		"[[backup]]\npath = \"/x\"\nevery = \"1s\"":                                         "shortest",
+		"[[backup]]\npath = \"/x\"\nevery = \"-1h\"":                                        "length of time",
+		"[[backup]]\npath = \"/x\"\nkeep = -1":                                              "kept",
+		"[[backup]]\npath = \"/x\"\nlevel = \"extreme\"":                                    "level",
+		"[[backup]]\npath = \"/" + strings.Repeat("long", 2000) + `"`:                       "path",
+		strings.Repeat("[[backup]]\npath = \"/x\"\n", maxBackups):                           "places",
 	} {
 		if err := os.WriteFile(name, slices.Concat(base, []byte(text)), 0o600); err != nil {
 			t.Fatal(err)
