@@ -31,7 +31,7 @@ type integrityStore struct {
 func newIntegrityStore(t *testing.T, seed uint64, steps int) *integrityStore {
 	t.Helper()
 	ctx, who := context.Background(), testActor()
-	w := newWorld(t, seed, nil)
+	w := newWorld(t, seed, func(o *Options) { o.SegmentBytes = 16 << 10 })
 	for range steps {
 		w.step()
 	}
@@ -326,4 +326,21 @@ func runSQL(t *testing.T, path, sql string) (changed int) {
 		t.Fatal(err)
 	}
 	return changed
+}
+
+// forgeVersion writes the row of a version with a sum that holds.
+func forgeVersion(v *Version) func(*sqldb.Conn) error {
+	return func(c *sqldb.Conn) error {
+		id, _, err := findActor(c, actorKey{v.Actor.Agent, v.Actor.Program, v.Actor.UID})
+		if err != nil {
+			return err
+		}
+		var p rowPut
+		return p.begin(c.Prep(tableVersions.insert("INSERT OR REPLACE")), tableVersions).int(int64(v.Ino)).int(int64(v.Num)).int(int64(v.Seq)).int(v.Time).
+			int(v.Size).bytes(v.Sum[:]).bytes(orEmpty(v.Prev[:])).bytes(v.Digest[:]).int(id).int(int64(v.Actor.PID)).exec()
+	}
+}
+
+func deleteVersion(num string) func(*sqldb.Conn) error {
+	return func(c *sqldb.Conn) error { return c.Prep("DELETE FROM versions WHERE num = " + num).Exec() }
 }
