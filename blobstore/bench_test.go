@@ -3,6 +3,9 @@ package blobstore_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -144,4 +147,59 @@ func BenchmarkReadAt(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkParity makes parities, and repairs blobs of which one piece, a tenth, is lost.
+func BenchmarkParity(b *testing.B) {
+	for _, size := range []int{100_000, 1 << 20, 16 << 20, 256 << 20} {
+		dir := blobstoretest.TempDir(b)
+		s := openDir(b, dir, blobstore.ModeHybrid)
+		defer s.Close()
+		ref := blobstoretest.Adopt(b, s, blobstoretest.Data(1, size, false), false)
+		path := filepath.Join(dir, "blobs", ref.Hash.String()[:2], ref.Hash.String())
+		run := func(name string, before func() error, do func() error) {
+			b.Run(fmt.Sprintf("%s/%dKiB", name, size>>10), func(b *testing.B) {
+				b.SetBytes(int64(size))
+				var cpu cpuMeter
+				for b.Loop() {
+					b.StopTimer()
+					if err := before(); err != nil {
+						b.Fatal(err)
+					}
+					b.StartTimer()
+					cpu.start()
+					if err := do(); err != nil {
+						b.Fatal(err)
+					}
+					cpu.stop()
+				}
+				n, _, err := s.Parity(b.Context(), ref.Hash)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.ReportMetric(100*float64(n)/float64(size), "%parity")
+				b.ReportMetric(float64(cpu.total)/float64(b.N), "cpu-ns/op")
+			})
+		}
+		run("protect", func() error {
+			err := os.Remove(path + ".par")
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		}, func() error { _, err := s.Protect(b.Context(), ref); return err })
+		run("inspect", func() error { return nil }, func() error { _, err := s.Inspect(b.Context(), ref); return err })
+		run("repair", func() error {
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			_, err = f.WriteAt(make([]byte, size/10), int64(size/3))
+			return errors.Join(err, f.Close())
+		}, func() error { _, err := s.Repair(b.Context(), ref); return err })
+	}
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) == nil {
+		b.Logf("at most %d MiB of memory", u.Maxrss>>10)
+	}
 }

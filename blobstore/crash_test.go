@@ -46,6 +46,9 @@ func child(t *testing.T, arg string) {
 			if err = os.WriteFile(p, data, 0o600); err == nil {
 				err = s.Adopt(context.Background(), blobstoretest.Sum(data), blobstoretest.SomeMeta(), p, false)
 			}
+			if err == nil && n%3 > 0 {
+				_, err = s.Protect(context.Background(), blobstoretest.Sum(data).Ref)
+			}
 		}
 		if err == nil && n%9 == 8 {
 			err = s.Delete(context.Background(), blobstoretest.Sum(crashData(n-8)).Ref.Hash) // always of the first size
@@ -78,13 +81,28 @@ func TestKilled(t *testing.T) {
 					if err := s.Verify(t.Context(), ref); err != nil {
 						t.Fatalf("blob %d of %d stored: %v", n, stored, err)
 					}
+					if found, err := s.Inspect(t.Context(), ref); err != nil || len(found) > 0 {
+						t.Fatalf("blob %d of %d stored: %+v, %v", n, stored, found, err)
+					}
+					if _, ok, err := s.Parity(t.Context(), ref.Hash); err != nil || len(data) > blobstore.MaxSmall && ok != (n%3 > 0) {
+						t.Fatalf("blob %d of %d stored: parity %v, %v", n, stored, ok, err)
+					}
 				}
 				for n := stored; n < stored+2; n++ {
 					data := crashData(n)
 					if err := s.Verify(t.Context(), blobstoretest.Sum(data).Ref); err != nil && !errors.Is(err, blobstore.ErrNotFound) && !errors.Is(err, blobstore.ErrDamaged) {
 						t.Fatal(err)
 					}
-					blobstoretest.Check(t, s, blobstoretest.Put(t, s, data), data)
+					ref := blobstoretest.Put(t, s, data)
+					blobstoretest.Check(t, s, ref, data)
+					if n%3 > 0 {
+						if _, err := s.Protect(t.Context(), ref); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if found, err := s.Inspect(t.Context(), ref); err != nil || len(found) > 0 {
+						t.Fatalf("blob %d, stored again: %+v, %v", n, found, err)
+					}
 				}
 				s.Close()
 				checkNoOrphans(t, dir)
@@ -183,6 +201,10 @@ func TestSyncOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("sync of many", "filesystem of blobs")
+	if _, err := s.Protect(t.Context(), ref); err != nil {
+		t.Fatal(err)
+	}
+	expect("protect", "blobs/.tmp/", fan(ref))
 	blobstoretest.Put(t, s, []byte("lost"))
 	w.Fail = unix.EIO
 	if err := s.Sync(t.Context()); !errors.Is(err, unix.EIO) {

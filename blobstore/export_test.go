@@ -1,6 +1,7 @@
 package blobstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -56,4 +57,16 @@ func SidecarLine(sc Sidecar) ([]byte, error) { return sc.marshal() }
 func RowSum(h Hash, size, stored, zstd, level, version, time, backups, lastBackup int64) int64 {
 	k := columns{0, size, stored, zstd, level, version, time, backups, lastBackup, 0}
 	return k.sum(h)
+}
+
+// CompressNow does what the worker does with a blob on its queue.
+func CompressNow(s Store, h Hash) error {
+	return s.(*store).large.(*files).compressQueued(context.Background(), h)
+}
+
+// ParitySectors says where in a parity, which is intact, its sectors are.
+func ParitySectors(par []byte) (from, to int64, err error) {
+	info, err := parseParityInfo(par[:parityHead], Hash(par[16:48]))
+	p := planFor(info.stored)
+	return info.sectorsAt(&p), info.sums2At(&p), err
 }

@@ -232,6 +232,7 @@ func (pr *parityReader) recoverContent(ctx context.Context, content atReader, ou
 	if err != nil {
 		return 0, fmt.Errorf("parity of blob %s: %w", pr.ref.Hash, err)
 	}
+	var mem []byte
 	for k := range pr.stripes {
 		sums, err := pr.stripeSums(k)
 		if err != nil {
@@ -261,7 +262,10 @@ func (pr *parityReader) recoverContent(ctx context.Context, content atReader, ou
 			return 0, &DamageError{pr.ref.Hash, "content", fmt.Sprintf(
 				"%d sectors of %d bytes of %d are damaged, and %d intact ones of its parity cannot make up for that", bad, pr.sector, pr.data, good)}
 		}
-		if err := pr.decodeStripe(ctx, k, code, lost, out); err != nil {
+		if mem == nil {
+			mem = make([]byte, (pr.data+pr.parity)*pr.column())
+		}
+		if err := pr.decodeStripe(ctx, k, code, lost, mem, out); err != nil {
 			return 0, err
 		}
 		computed += int64(bad) * int64(pr.sector)
@@ -298,11 +302,10 @@ func (pr *parityReader) copyIntact(ctx context.Context, k int64, sums *[2][]byte
 	return bad, ctx.Err()
 }
 
-// decodeStripe computes the lost data sectors of a stripe and writes them to out, which has the others.
-func (pr *parityReader) decodeStripe(ctx context.Context, k int64, code reedsolomon.Encoder, lost []bool, out sparseFile) error {
+// decodeStripe computes the lost data sectors of a stripe and writes them to out, which has the others. mem has room for a column of every sector.
+func (pr *parityReader) decodeStripe(ctx context.Context, k int64, code reedsolomon.Encoder, lost []bool, mem []byte, out sparseFile) error {
 	width := pr.column()
 	total := pr.data + pr.parity
-	mem := make([]byte, total*width)
 	shards := make([][]byte, total)
 	for c := 0; c < pr.sector; c += width {
 		clear(mem)

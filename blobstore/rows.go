@@ -135,7 +135,9 @@ func (s *rows) prepare(ctx context.Context) error {
 	type span struct{ first, count int64 }
 	var left []span
 	err := s.db.Read(ctx, func(c *sqldb.Conn) error {
-		st := c.Prep("SELECT ifnull(max(id), 0) + 1 FROM block")
+		// A blob whose last rows are lost still owns their numbers: removing it removes what has them.
+		st := c.Prep(`SELECT max((SELECT ifnull(max(id), 0) FROM block), (SELECT ifnull(max(l.first + (min(b.size, ?) + 131071) / 131072), 0)
+			FROM large l JOIN blob b ON b.id = l.id WHERE l.first BETWEEN 1 AND ?)) + 1`).BindInt64(1, maxBlob).BindInt64(2, 1<<60)
 		if _, err := st.Step(); err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"sort"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -68,10 +69,7 @@ func (r *storedBlocks) ReadAt(p []byte, off int64) (int, error) {
 	done := 0
 	for done < len(p) && off+int64(done) < r.length() {
 		at := off + int64(done)
-		b, exact := slices.BinarySearch(r.starts, at)
-		if !exact {
-			b--
-		}
+		b := sort.Search(len(r.starts), func(i int) bool { return r.starts[i] > at }) - 1 // the last that begins there: those before it are empty
 		if r.have != int64(b) {
 			if err := r.load(int64(b)); err != nil {
 				return done, err

@@ -363,27 +363,32 @@ func (c *Catalog) storeBodies(ctx context.Context, batch []*pending) error {
 
 // writeRows writes the rows of a batch in one transaction.
 func (c *Catalog) writeRows(ctx context.Context, batch []*pending) error {
-	m := c.app.meta
-	err := c.db.Write(ctx, func(conn *sqldb.Conn) error {
+	return failed("write catalog.db", writeRows(ctx, c.db, &c.app.w, &c.app.meta, batch))
+}
+
+// writeRows brings a database whose meta is m forward by a batch of records.
+func writeRows(ctx context.Context, db *sqldb.DB, w *rowWriter, m *meta, batch []*pending) error {
+	next := *m
+	err := db.Write(ctx, func(conn *sqldb.Conn) error {
 		for _, p := range batch {
-			if err := c.app.w.write(conn, &p.rec, p.pos); err != nil {
+			if err := w.write(conn, &p.rec, p.pos); err != nil {
 				return fmt.Errorf("apply record %d: %w", p.rec.Seq, err)
 			}
-			m.advance(&p.rec)
+			next.advance(&p.rec)
 		}
-		if err := c.app.w.flush(conn); err != nil {
+		if err := w.flush(conn); err != nil {
 			return err
 		}
-		return m.save(conn)
+		return next.save(conn)
 	})
 	if err != nil {
-		c.app.w.reset()
+		w.reset()
 		if errors.Is(err, sqldb.ErrConstraint) {
 			err = fmt.Errorf("%w: a row contradicts the journal: %w", sqldb.ErrCorrupt, err)
 		}
-		return failed("write catalog.db", err)
+		return err
 	}
-	c.app.meta = m
+	*m = next
 	return nil
 }
 

@@ -152,3 +152,12 @@ func (c *cache[K, V]) evict(keep *node[K, V]) {
 		delete(c.m, n.key)
 	}
 }
+
+// dropClean removes every value that nothing holds and catalog.db has.
+func (c *cache[K, V]) dropClean() {
+	for c.hand != nil {
+		n := c.hand
+		c.unlink(n)
+		delete(c.m, n.key)
+	}
+}

@@ -61,6 +61,9 @@ type Options struct {
 	CacheEntries int
 	// SegmentBytes is the size of a journal segment (default: the journal's).
 	SegmentBytes int64
+	// OnDamage is called, once until Rebuild has made it good, when catalog.db is found damaged. It is called with locks held: it must not block, nor call the
+	// catalog.
+	OnDamage func(error)
 	// JournalFS stands between the journal and the operating system, for tests (default: the operating system).
 	JournalFS journal.FS
 
@@ -193,6 +196,7 @@ type Catalog struct {
 	pruneCursor Seq           // up to here files were looked at for too many versions
 	pruneLimits map[string]int
 	retry       map[Ino]struct{} // inodes of which something could not go
+	cmp         *comparison      // nil when none is in progress
 
 	historyBytes atomic.Int64
 

@@ -170,7 +170,7 @@ func (c *Catalog) restoreCheckpoint(ctx context.Context) (bool, error) {
 	}
 	for _, cp := range list {
 		from := filepath.Join(c.opt.Dir, checkpointDir, cp.name)
-		err := c.copyCheckpoint(ctx, cp, from)
+		err := c.copyCheckpoint(ctx, cp, filepath.Join(c.opt.Dir, dbName))
 		if err == nil {
 			c.log.Info("catalog.db is rebuilt from its checkpoint and the journal", "checkpoint", cp.name)
 			return true, nil
@@ -188,14 +188,14 @@ func (c *Catalog) restoreCheckpoint(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// copyCheckpoint makes a checkpoint catalog.db. ErrDamaged when it is not what its name says.
-func (c *Catalog) copyCheckpoint(ctx context.Context, cp checkpoint, from string) (err error) {
-	src, err := os.Open(from)
+// copyCheckpoint copies a checkpoint to the place of a database. ErrDamaged when it is not what its name says.
+func (c *Catalog) copyCheckpoint(ctx context.Context, cp checkpoint, to string) (err error) {
+	src, err := os.Open(filepath.Join(c.opt.Dir, checkpointDir, cp.name))
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	temp := filepath.Join(c.opt.Dir, dbName+".tmp")
+	temp := to + ".tmp"
 	dst, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
@@ -216,7 +216,7 @@ func (c *Catalog) copyCheckpoint(ctx context.Context, cp checkpoint, from string
 	if [sha256.Size]byte(h.Sum(nil)) != cp.sum {
 		return fmt.Errorf("%w: it does not have the SHA-256 that its name states", ErrDamaged)
 	}
-	return durable.Rename(temp, filepath.Join(c.opt.Dir, dbName))
+	return durable.Rename(temp, to)
 }
 
 // removeScratch removes what a killed process left of copies of catalog.db.

@@ -31,6 +31,7 @@ func (c *Catalog) Close(ctx context.Context) error {
 	if !c.opt.ReadOnly {
 		c.app.stop()
 		<-c.app.done
+		c.dropComparison()
 		err := c.Flush(ctx)
 		if err == nil {
 			err = c.makeDurable(ctx)

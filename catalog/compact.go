@@ -49,6 +49,9 @@ func (c *Catalog) Compact(ctx context.Context, force bool, pause func(context.Co
 	case <-ctx.Done():
 		return rep, ctx.Err()
 	}
+	if c.Damaged() {
+		return rep, errPruneDamaged()
+	}
 	for {
 		left, err := c.db.Shrink(ctx, shrinkPages)
 		if err != nil {
@@ -74,6 +77,11 @@ func (c *Catalog) Compact(ctx context.Context, force bool, pause func(context.Co
 	return rep, nil
 }
 
+// errPruneDamaged: what catalog.db says cannot be trusted, and deletions cannot be taken back.
+func errPruneDamaged() error {
+	return fmt.Errorf("%w: nothing is deleted while catalog.db is damaged; rebuild it first, or mount the store again", ErrDamaged)
+}
+
 func (c *Catalog) compactJournal(ctx context.Context, pause func(context.Context) error, rep *CompactReport) error {
 	if err := c.Flush(ctx); err != nil {
 		return err
@@ -92,6 +100,7 @@ func (c *Catalog) compactJournal(ctx context.Context, pause func(context.Context
 	}
 	// Without a checkpoint every head is needed; bodies may go all the same.
 	covered, err := c.makeCheckpoint(ctx)
+	c.endComparison() // it goes on from records that are about to go
 	switch {
 	case errors.Is(err, ErrNoSpace):
 		c.log.Warn("no room for a checkpoint of catalog.db: the journal loses bodies only", "err", err)

@@ -14,6 +14,7 @@ import (
 // model is a file system as simple as can be, against which the catalog is compared. It says which rows each operation writes, so
 // that it also knows every past moment.
 type model struct {
+	used   Ino            // behind every number that a record ever had: none is used again, when retention has taken all of an inode neither
 	live   map[Ino]*mnode // as seen now
 	saved  map[Ino]*mnode // as the records say: without deferred times and unwritten files
 	past   []map[Ino]*mnode
@@ -55,6 +56,9 @@ func (m *model) end() {
 	if m.record {
 		m.past = append(m.past, maps.Clone(m.saved))
 		m.times = append(m.times, m.now)
+		for ino := range m.saved {
+			m.used = max(m.used, ino+1)
+		}
 	}
 	m.record = false
 }
@@ -64,10 +68,7 @@ func (m *model) get(ino Ino) *mnode { return m.live[ino].clone() }
 // forget is a killed process.
 func (m *model) forget() {
 	m.live = maps.Clone(m.saved)
-	m.next = 0
-	for ino := range m.saved {
-		m.next = max(m.next, ino+1)
-	}
+	m.next = m.used
 }
 
 // sync writes what is deferred, deferredStep inodes to a record.

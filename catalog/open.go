@@ -31,6 +31,7 @@ func Open(ctx context.Context, o Options) (*Catalog, error) {
 	o.setDefaults()
 	c := &Catalog{opt: o, log: o.Log, blobs: o.Blobs, paths: make(map[Ino]string), pins: newPins(), pruneTurn: make(chan struct{}, 1)}
 	c.historyBytes.Store(-1)
+	c.opt.OnDamage = nil // until it is open
 	if err := c.open(ctx); err != nil {
 		if c.db != nil {
 			c.db.Close()
@@ -43,13 +44,36 @@ func Open(ctx context.Context, o Options) (*Catalog, error) {
 	if o.ReadOnly {
 		return c, nil
 	}
+	if c.opt.OnDamage = o.OnDamage; c.corrupt.Load() && o.OnDamage != nil {
+		o.OnDamage(ErrDamaged)
+	}
 	run, stop := context.WithCancel(context.Background())
 	c.app.stop = stop
 	go c.applyLoop(run)
 	return c, nil
 }
 
+// open is openOnce, and once more, with a catalog.db that is rebuilt, when the first try finds it damaged.
 func (c *Catalog) open(ctx context.Context) error {
+	err := c.openOnce(ctx)
+	if c.opt.ReadOnly || !errors.Is(err, sqldb.ErrCorrupt) {
+		return err
+	}
+	if c.j != nil {
+		err = errors.Join(err, c.j.Close())
+	}
+	if c.db != nil {
+		err = errors.Join(err, c.db.Close())
+	}
+	c.db, c.j = nil, nil
+	if werr := c.markDamaged(err); werr != nil {
+		return errors.Join(err, werr)
+	}
+	c.corrupt.Store(false)
+	return c.openOnce(ctx)
+}
+
+func (c *Catalog) openOnce(ctx context.Context) error {
 	m, err := c.openDB(ctx)
 	if err != nil {
 		return err
@@ -248,10 +272,21 @@ func (c *Catalog) noteCorrupt(err error) {
 	if !errors.Is(err, sqldb.ErrCorrupt) || c.opt.ReadOnly || c.corrupt.Swap(true) {
 		return
 	}
-	text := fmt.Sprintf("catalog.db was found damaged: %v\nThe next start moves it to quarantine and rebuilds it from the journal.\n", err)
-	werr := durable.WriteFile(filepath.Join(c.opt.Dir, rebuildName), []byte(text), 0o600)
+	if c.opt.OnDamage != nil {
+		defer c.opt.OnDamage(err)
+	}
+	werr := c.markDamaged(err)
 	c.log.Error("catalog.db is damaged; the next start rebuilds it from the journal", "err", err, "marker_err", werr)
 }
+
+// markDamaged lets the next start rebuild catalog.db.
+func (c *Catalog) markDamaged(err error) error {
+	text := fmt.Sprintf("catalog.db was found damaged: %v\nThe next start moves it to quarantine and rebuilds it from the journal.\n", err)
+	return durable.WriteFile(filepath.Join(c.opt.Dir, rebuildName), []byte(text), 0o600)
+}
+
+// Damaged reports whether catalog.db was found damaged and is not rebuilt yet. Reads give what is intact, or ErrDamaged.
+func (c *Catalog) Damaged() bool { return c.corrupt.Load() }
 
 // replay brings the blobstore and catalog.db up to the journal. Bodies may be asked for again from before the newest applied
 // record: the blobstore was not synced since.
@@ -370,19 +405,26 @@ func (c *Catalog) replayIntoMemory(ctx context.Context) error {
 
 // eachRecord calls fn with every record that can be read, from the number from on, and notes the others.
 func (c *Catalog) eachRecord(ctx context.Context, from Seq, fn func(*pending) error) error {
-	lost := 0 // records of which compaction has left nothing, and that no row of catalog.db stands for
+	return c.readRecords(ctx, from, c.applied, fn, func(err error) {
+		c.log.Error("records of the journal cannot be read and are left out", "err", err)
+		c.noteDamage(err)
+	})
+}
+
+// readRecords calls fn with every record that can be read, from the number from on, and lost with what is damaged. Records up to covered are known to have rows:
+// of those, compaction may have left nothing.
+func (c *Catalog) readRecords(ctx context.Context, from, covered Seq, fn func(*pending) error, lost func(error)) error {
+	dropped := 0 // records of which compaction has left nothing, and that no row of catalog.db stands for
 	defer func() {
-		if lost > 0 {
-			err := fmt.Errorf("%w: %d old records were compacted and their checkpoint is missing: what they said is lost", ErrDamaged, lost)
-			c.log.Error("damaged journal", "err", err)
-			c.noteDamage(err)
+		if dropped > 0 {
+			lost(fmt.Errorf("%w: %d old records were compacted and their checkpoint is missing: what they said is lost", ErrDamaged, dropped))
 		}
 	}()
 	for {
 		err := c.j.Replay(ctx, uint64(from), func(e journal.Entry) error {
 			if e.HeadDropped {
-				if Seq(e.Seq) > c.applied {
-					lost++
+				if Seq(e.Seq) > covered {
+					dropped++
 				}
 				return nil
 			}
@@ -391,9 +433,7 @@ func (c *Catalog) eachRecord(ctx context.Context, from Seq, fn func(*pending) er
 				err = checkNumbers(&r)
 			}
 			if err != nil {
-				err = fmt.Errorf("journal record %d is left out: %w", e.Seq, err)
-				c.log.Error("damaged journal", "err", err)
-				c.noteDamage(err)
+				lost(fmt.Errorf("%w: journal record %d is left out: %w", ErrDamaged, e.Seq, err))
 				return nil
 			}
 			p := &pending{rec: r, pos: e.Pos, bytes: int64(len(e.Head)+len(e.Body)) + pendingOverhead}
@@ -403,8 +443,7 @@ func (c *Catalog) eachRecord(ctx context.Context, from Seq, fn func(*pending) er
 		if !errors.As(err, &damage) {
 			return failed("replay the journal", err)
 		}
-		c.log.Error("records of the journal cannot be read and are left out", "err", damage)
-		c.noteDamage(damage)
+		lost(damage)
 		if next := Seq(damage.Last) + 1; next > from {
 			from = next
 			continue

@@ -106,6 +106,9 @@ func (c *Catalog) Prune(ctx context.Context, o PruneOptions) (rep PruneReport, e
 	case <-ctx.Done():
 		return rep, ctx.Err()
 	}
+	if c.Damaged() {
+		return rep, errPruneDamaged()
+	}
 	p := &pruner{c: c, o: o, db: c.db, rep: &rep, byDir: make(map[Ino]int), cursor: c.pruneCursor}
 	if err := c.Flush(ctx); err != nil {
 		return rep, err

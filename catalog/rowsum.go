@@ -353,3 +353,25 @@ func (r *rowRead) key(t table) string {
 	}
 	return strings.Join(parts, ", ")
 }
+
+// keyPart is a column of a primary key.
+type keyPart struct {
+	v    int64
+	text []byte
+}
+
+// keyOf returns the primary key, in room.
+func (r *rowRead) keyOf(room []keyPart, t table) []keyPart {
+	_, _, kinds, n := t.info()
+	if room == nil {
+		room = make([]keyPart, n)
+	}
+	for i := range room {
+		if k := kinds[i]; k == kindBytes || k == kindText {
+			room[i].text = append(room[i].text[:0], r.bytes(i)...)
+		} else {
+			room[i].v = r.int(i)
+		}
+	}
+	return room
+}

@@ -217,7 +217,11 @@ func loadMeta(ctx context.Context, db *sqldb.DB, store [16]byte) (meta, error) {
 			}
 		}
 		if len(ints) == 0 {
-			return nil
+			ok, err := c.Prep("SELECT 1 FROM times").Step()
+			if ok {
+				err = fmt.Errorf("catalog.db: meta is empty and there are records: %w", sqldb.ErrCorrupt)
+			}
+			return err
 		}
 		for key := range m.fields() {
 			if key == "thinned" && db.Version() < formatHistory {

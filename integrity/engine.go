@@ -76,6 +76,8 @@ type Engine struct {
 	wake     chan struct{}
 	degraded error
 	waiting  map[string]bool // what is listed as damaged
+
+	catalogTurn sync.Mutex // held by who makes catalog.db anew
 }
 
 // task is background work on one blob.
@@ -91,6 +93,7 @@ const (
 	taskCritical                 // and a second copy
 	taskLost                     // try harder than a read can, then roll back what may be
 	taskLook                     // somebody has touched its files
+	taskCatalog                  // catalog.db is damaged; of no blob
 )
 
 // flight is a heal that is under way, whoever asked for it.
@@ -139,6 +142,9 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 		return nil, errors.Join(err, e.state.close())
 	}
 	e.vol.SetGuard(e)
+	if e.cat.Damaged() {
+		e.CatalogDamaged(nil)
+	}
 	return e, nil
 }
 
@@ -302,6 +308,9 @@ func (e *Engine) work(ctx context.Context) {
 }
 
 func (e *Engine) do(ctx context.Context, t task) error {
+	if t.kind == taskCatalog {
+		return e.mendCatalog(ctx, "a read met a row or page that is damaged")
+	}
 	if err := e.cat.Pin(ctx, t.ref.Hash); err != nil {
 		return err
 	}

@@ -225,8 +225,9 @@ func TestFromBackups(t *testing.T) {
 		ref := w.put("/logs/f", body)
 		empty := &backup{name: "empty"}
 		liar := &backup{name: "liar", have: map[blobstore.Hash][]byte{ref.Hash: append(noise(2, size), noise(3, 1<<20)...)}}
+		other := &backup{name: "other", have: map[blobstore.Hash][]byte{ref.Hash: noise(4, size)}}
 		good := &backup{name: "good", have: map[blobstore.Hash][]byte{ref.Hash: body}}
-		w.opt.Sources = []integrity.Source{empty, liar, good}
+		w.opt.Sources = []integrity.Source{empty, liar, other, good}
 		w.reopen(func() { w.alter(w.dir, true, ref, damages()[4].fn) })
 		w.want("/logs/f", body)
 		var tried []string
@@ -235,7 +236,7 @@ func TestFromBackups(t *testing.T) {
 				tried = append(tried, fmt.Sprint(a.Source, a.Successful))
 			}
 		}
-		if fmt.Sprint(tried) != "[emptyfalse liarfalse goodtrue]" {
+		if fmt.Sprint(tried) != "[emptyfalse liarfalse otherfalse goodtrue]" {
 			t.Error(tried)
 		}
 	}
@@ -343,5 +344,51 @@ func TestOtherVersionsHeal(t *testing.T) {
 	}
 	if !healed {
 		t.Errorf("attempts: %+v", w.attempts())
+	}
+}
+
+// TestHealedAndDamagedAgain damages a blob time and again below an open store: each time is healed, and recorded.
+func TestHealedAndDamagedAgain(t *testing.T) {
+	w := newWorld(t, volume.StorageHybrid)
+	body := noise(1, 300<<10)
+	ref := w.put("/tasks/f", body)
+	for n, d := range damages() {
+		w.alter(w.dir, true, ref, d.fn)
+		sum, err := w.eng.Check(t.Context(), "/tasks/f", integrity.CheckOptions{Repair: true}, func(integrity.Result) error { return nil })
+		if err != nil || sum.Failed != 1 || sum.Healed != 1 || len(w.attempts()) != n+1 {
+			t.Errorf("%s: %+v, %d attempts, %v", d.name, sum, len(w.attempts()), err)
+		}
+		if err := w.vol.Blobs().Verify(t.Context(), ref); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestQuarantineIsBounded heals beside old damaged bytes: the oldest go.
+func TestQuarantineIsBounded(t *testing.T) {
+	w := newWorld(t, volume.StorageHybrid)
+	body := noise(1, 300<<10)
+	ref := w.put("/tasks/f", body)
+	var old []string
+	for i := range 3 {
+		name := filepath.Join(w.dir, "quarantine", fmt.Sprintf("%064x.2020010%dT000000.000000000Z", i, i+1))
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(name, 100<<20); err != nil { // sparse
+			t.Fatal(err)
+		}
+		old = append(old, name)
+	}
+	mine := filepath.Join(w.dir, "quarantine", "notes.txt")
+	if err := os.WriteFile(mine, []byte("somebody's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.reopen(func() { w.alter(w.dir, true, ref, damages()[0].fn) })
+	w.want("/tasks/f", body)
+	for i, name := range append(old, mine) {
+		if _, err := os.Stat(name); (err == nil) != (i > 0) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

@@ -379,8 +379,3 @@ func (e *Engine) pace(active, calm float64) func(context.Context) error {
 		return nil
 	}
 }
-
-func (c *checker) stepCatalog(ctx context.Context, pos *position) error {
-	pos.next(phaseJournal)
-	return ctx.Err()
-}

@@ -69,7 +69,7 @@ func TestScrubFindsAll(t *testing.T) {
 // TestScrubIsHeldAndGoesOn pauses a scrub, opens the store again, resumes it, and stops it.
 func TestScrubIsHeldAndGoesOn(t *testing.T) {
 	w := newWorld(t, volume.StorageHybrid)
-	for i := range 200 {
+	for i := range 60 {
 		w.put("/logs/"+string(rune('a'+i%26))+string(rune('a'+i/26)), noise(uint64(i), 200))
 	}
 	ctx := t.Context()
@@ -122,7 +122,7 @@ func TestScrubIsHeldAndGoesOn(t *testing.T) {
 func TestSlicesCoverEverything(t *testing.T) {
 	w := newWorld(t, volume.StorageFile)
 	var refs []blobstore.Ref
-	for i := range 30 {
+	for i := range 12 {
 		refs = append(refs, w.put("/logs/"+string(rune('a'+i)), noise(uint64(i), 5000)))
 	}
 	w.opt.Slice = time.Millisecond

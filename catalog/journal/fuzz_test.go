@@ -99,3 +99,58 @@ func FuzzSegmentName(f *testing.F) {
 		}
 	})
 }
+
+// Whatever a segment holds, Heal does not panic or hang, changes nothing but to what was written, and what it calls healed is.
+func FuzzHeal(f *testing.F) {
+	files := build(f, 12, headerSize+500, true)
+	var names []string
+	segs, _, err := listSegments(load(files), "store/journal")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, s := range segs {
+		names = append(names, s.Name)
+	}
+	for _, at := range []uint16{0, 40, 80, 4000, headerSize, headerSize + 20, headerSize + 60, headerSize + 90, headerSize + 300} {
+		f.Add(uint8(1), at, []byte{1})
+		f.Add(uint8(0), at, []byte{0x80, 0, 0, 3})
+		f.Add(uint8(2), at, bytes.Repeat([]byte{0xff}, 200))
+	}
+	f.Fuzz(func(t *testing.T, which uint8, at uint16, xor []byte) {
+		m := load(files)
+		l, err := Open(t.Context(), Options{Dir: "store/journal", StoreID: testStore, FS: m})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		name := names[int(which)%len(names)]
+		node := m.names["store/journal/"+name]
+		good := bytes.Clone(node.data)
+		changed := false
+		for i, x := range xor {
+			if p := int(at) + i; p < len(node.data) {
+				node.data[p] ^= x
+				changed = changed || x != 0
+			}
+		}
+		bad := bytes.Clone(node.data)
+		rep, err := l.Heal(t.Context(), func(uint64, []byte) ([]byte, error) { return nil, errors.New("nobody has it") })
+		if errors.Is(err, ErrVersion) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if changed == (len(rep.Healed)+len(rep.Left) == 0) {
+			t.Fatalf("changed: %v, report %+v", changed, rep)
+		}
+		for i, b := range node.data {
+			if b != good[i] && b != bad[i] {
+				t.Fatalf("byte %d was made up", i)
+			}
+		}
+		if len(rep.Left) == 0 && !bytes.Equal(node.data, good) {
+			t.Fatal("called healed, and is not")
+		}
+	})
+}

@@ -41,6 +41,11 @@ func Open(ctx context.Context, o Options) (*Log, error) {
 }
 
 func (l *Log) open(ctx context.Context, applied uint64) error {
+	if !l.readOnly {
+		if err := l.rename(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	segs, unfinished, err := listSegments(l.fs, l.dir)
 	if errors.Is(err, fs.ErrNotExist) && !l.readOnly {
 		err = mkdir(l.fs, l.dir)

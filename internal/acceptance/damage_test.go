@@ -20,13 +20,14 @@ type damagedStore struct {
 	blobs map[string]string // path below the mount to the blob's file
 }
 
-func newDamagedStore(t *testing.T) *damagedStore {
+// newDamagedStore puts the files into the directory dir.
+func newDamagedStore(t *testing.T, dir string) *damagedStore {
 	t.Helper()
 	rnd := newRand(t)
 	s := &damagedStore{mount: newMount(t, placeOptions{storage: "hybrid"}), files: map[string][]byte{}, blobs: map[string]string{}}
 	s.start()
 	for i := range 6 {
-		name := fmt.Sprintf("tasks/large-%d", i)
+		name := fmt.Sprintf("%s/large-%d", dir, i)
 		data := randomBytes(rnd, 200<<10+rnd.IntN(600<<10))
 		must(t, os.WriteFile(filepath.Join(s.dir, name), data, 0o644))
 		sum := sha256.Sum256(data)
@@ -78,12 +79,14 @@ func (s *damagedStore) checkVictim(victim string) {
 	}
 }
 
-// TestDamageIsNeverRead flips a bit of a large blob, cuts it short, or removes it, while the store is not mounted.
-func TestDamageIsNeverRead(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		damage func(t *testing.T, blob string)
-	}{
+// harm is one way to damage the file of a blob.
+type harm struct {
+	name   string
+	damage func(t *testing.T, blob string)
+}
+
+func harms() []harm {
+	return []harm{
 		{"flipped bit", func(t *testing.T, blob string) { flip(t, blob, 150<<10) }},
 		{"cut short", func(t *testing.T, blob string) { must(t, os.Chmod(blob, 0o600)); must(t, os.Truncate(blob, 140<<10)) }},
 		{"longer", func(t *testing.T, blob string) {
@@ -94,10 +97,43 @@ func TestDamageIsNeverRead(t *testing.T) {
 			must(t, errors.Join(err, f.Close()))
 		}},
 		{"removed", func(t *testing.T, blob string) { must(t, os.Remove(blob)) }},
-	} {
+	}
+}
+
+// TestCriticalDamageIsHealed does the same to critical files: every read gives the right bytes, and says so in the log.
+func TestCriticalDamageIsHealed(t *testing.T) {
+	s := newDamagedStore(t, "tasks")
+	var hurt []string
+	for i, c := range harms() {
+		name := fmt.Sprintf("tasks/large-%d", i)
+		c.damage(t, s.blobs[name])
+		hurt = append(hurt, name)
+	}
+	s.start()
+	for range 2 {
+		for name, want := range s.files {
+			got, err := os.ReadFile(filepath.Join(s.dir, name))
+			if err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%s: %d bytes, %v; want its %d bytes", name, len(got), err, len(want))
+			}
+		}
+		s.stop()
+		s.start()
+	}
+	for _, name := range hurt {
+		data, err := os.ReadFile(s.blobs[name])
+		if err != nil || !bytes.HasPrefix(data, s.files[name]) {
+			t.Errorf("%s is damaged in the store still: %d bytes, %v", name, len(data), err)
+		}
+	}
+}
+
+// TestDamageIsNeverRead flips a bit of a large blob, cuts it short, or removes it, while the store is not mounted. The files are of the level basic: there is no other copy.
+func TestDamageIsNeverRead(t *testing.T) {
+	for _, c := range harms() {
 		t.Run(c.name, func(t *testing.T) {
-			s := newDamagedStore(t)
-			const victim = "tasks/large-3"
+			s := newDamagedStore(t, "status")
+			const victim = "status/large-3"
 			c.damage(t, s.blobs[victim])
 			s.start()
 			if c.name == "longer" {
@@ -130,7 +166,7 @@ func (s *damagedStore) checkNotWrong(victim string) {
 
 // TestDamagedSidecarDoesNotHurt damages and removes sidecars: the content is sound, and must still be read.
 func TestDamagedSidecarDoesNotHurt(t *testing.T) {
-	s := newDamagedStore(t)
+	s := newDamagedStore(t, "tasks")
 	flip(t, s.blobs["tasks/large-1"]+".json", 40)
 	must(t, os.Remove(s.blobs["tasks/large-2"]+".json"))
 	must(t, os.WriteFile(s.blobs["tasks/large-3"]+".json", nil, 0o600))

@@ -310,13 +310,27 @@ func (db *DB) openConn(write bool) (*Conn, error) {
 
 // take gets a connection out of pool, opening it when it is not open yet.
 func (db *DB) take(ctx context.Context, pool chan *Conn, write bool) (*Conn, error) {
+	c, err := db.takeIdle(ctx, pool)
+	if err != nil {
+		return nil, err
+	}
+	if c == nil {
+		if c, err = db.openConn(write); err != nil {
+			pool <- nil
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// takeIdle gets a connection out of pool; nil when it is not open yet.
+func (db *DB) takeIdle(ctx context.Context, pool chan *Conn) (c *Conn, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	if db.closing.Load() {
 		return nil, ErrClosed
 	}
-	var c *Conn
 	select {
 	case c = <-pool:
 	default:
@@ -326,13 +340,6 @@ func (db *DB) take(ctx context.Context, pool chan *Conn, write bool) (*Conn, err
 			return nil, ctx.Err()
 		case <-db.done:
 			return nil, ErrClosed
-		}
-	}
-	if c == nil {
-		var err error
-		if c, err = db.openConn(write); err != nil {
-			pool <- nil
-			return nil, err
 		}
 	}
 	return c, nil
@@ -500,6 +507,43 @@ func (db *DB) QuickCheck(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// Replace closes every connection, once nobody uses it, runs fn, which may put another database in the place of the file, and lets whoever waits go on
+// with what is there then. It must have the same version. Write, Read and Snapshot wait meanwhile.
+func (db *DB) Replace(ctx context.Context, fn func() error) error {
+	if db.opt.ReadOnly {
+		return fmt.Errorf("%s: %w", db.opt.Path, ErrReadOnly)
+	}
+	var back []chan *Conn
+	defer func() {
+		for _, pool := range back {
+			pool <- nil
+		}
+	}()
+	shut := func(pool chan *Conn) error {
+		c, err := db.takeIdle(ctx, pool)
+		if err != nil {
+			return err
+		}
+		back = append(back, pool)
+		if c == nil {
+			return nil
+		}
+		return mapErr(db.opt.Path, c.c.Close())
+	}
+	for range cap(db.readers) {
+		if err := shut(db.readers); err != nil {
+			return err
+		}
+	}
+	if err := shut(db.writer); err != nil {
+		return err
+	}
+	db.syncMu.Lock()
+	db.walSeen = 0
+	db.syncMu.Unlock()
+	return fn()
 }
 
 // Close waits until every connection is given back, checkpoints and closes them. Calls made later return ErrClosed.

@@ -20,7 +20,7 @@ import (
 func documented() map[string]bool {
 	return map[string]bool{
 		"holdfast.toml": true, "lock": true, "control.sock": false, "reserve": true, "holdfast.log": false, "holdfast.log.1": false,
-		"journal": true, "journal/<first>.seg": true, "journal/<first>.seg.tmp": false,
+		"journal": true, "journal/<first>.seg": true, "journal/<first>.seg.tmp": false, "journal/<first>.seg.misnamed": false,
 		"<db>": true, "<db>-wal": true, "<db>-shm": true, "catalog.db.sums": true, ".catalog.db.sums.tmp-<random>": false, "catalog.rebuild": false,
 		"blobs": true, "blobs/<ab>": true, "blobs/<ab>/<sha256>": true, "blobs/<ab>/<sha256>.zst": true, "blobs/<ab>/<sha256>.json": true,
 		"blobs/<ab>/<sha256>.par": false, "blobs/<ab>/<sha256>.par.moved-<number>": false,
@@ -32,7 +32,7 @@ func documented() map[string]bool {
 		"second/blobs/<ab>/<sha256>.json": true, "second/blobs/.tmp": true, "second/blobs/.tmp/<number>": false,
 		"integrity.db": false, "integrity.db-wal": false, "integrity.db-shm": false, "quarantine/<sha256>.<time>": false,
 		"quarantine/integrity.db.<time>": false, "quarantine/integrity.db.<time>-wal": false, "quarantine/integrity.db.<time>-shm": false,
-		"quarantine": true, "quarantine/<first>.seg.torn-<time>": true, "quarantine/<first>.seg.dropped-<time>": false,
+		"quarantine": true, "quarantine/<first>.seg.torn-<time>": true, "quarantine/<first>.seg.dropped-<time>": false, "quarantine/<first>.seg.damaged-<time>": false,
 		"quarantine/<first>.seg.unreadable-<time>": true, "quarantine/catalog.db.<time>": true,
 		"quarantine/catalog.db.<time>-wal": false, "quarantine/catalog.db.<time>-shm": false,
 		"backup": false, "audit": false, "audit/key": false, "audit/key.pub": false, "audit/tree": false, "audit/tree.old": false, "audit/checkpoints": false,

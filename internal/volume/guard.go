@@ -21,6 +21,8 @@ type Guard interface {
 	Mended(ref blobstore.Ref, cause, err error)
 	// SecondCopy says that the place of the second copies fails, or, with nil, that it works again. It returns at once.
 	SecondCopy(err error)
+	// CatalogDamaged says that catalog.db was found damaged. It returns at once, and calls nothing of the catalog.
+	CatalogDamaged(err error)
 }
 
 // guardian holds the Guard; an atomic.Pointer cannot hold an interface.
@@ -49,6 +51,12 @@ func (v *Volume) Logger() *slog.Logger { return v.log }
 
 // Activity counts the reads and commits so far, so that background work can see whether somebody is waiting.
 func (v *Volume) Activity() uint64 { return v.activity.Load() }
+
+func (v *Volume) catalogDamaged(err error) {
+	if g := v.guard.Load(); g != nil {
+		g.CatalogDamaged(err)
+	}
+}
 
 func isDamage(err error) bool {
 	return errors.Is(err, blobstore.ErrDamaged) || errors.Is(err, blobstore.ErrNotFound)

@@ -130,7 +130,7 @@ func open(ctx context.Context, opt Options, s Settings) (_ *Volume, err error) {
 		return nil, err
 	}
 	v.second = newSecond(dir, s, opt.ReadOnly, opt.Log)
-	v.cat, err = catalog.Open(ctx, catalog.Options{Dir: dir, StoreID: id, Blobs: v.blobs, ReadOnly: opt.ReadOnly, Log: opt.Log})
+	v.cat, err = catalog.Open(ctx, catalog.Options{Dir: dir, StoreID: id, Blobs: v.blobs, ReadOnly: opt.ReadOnly, Log: opt.Log, OnDamage: v.catalogDamaged})
 	if err != nil {
 		return nil, err
 	}

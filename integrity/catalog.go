@@ -1,0 +1,121 @@
+package integrity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"holdfast/blobstore"
+	"holdfast/catalog"
+)
+
+const (
+	catalogID = "catalog"
+	journalID = "journal"
+	// maxCatalog bounds the findings of one step that are reported one by one.
+	maxCatalog = 200
+	stepRows   = 4096
+)
+
+// CatalogDamaged implements volume.Guard.
+func (e *Engine) CatalogDamaged(error) { e.add(taskCatalog, blobstore.Ref{}) }
+
+// mendCatalog makes catalog.db anew from the journal, unless that was done since it was found damaged.
+func (e *Engine) mendCatalog(ctx context.Context, cause string) error {
+	e.catalogTurn.Lock()
+	defer e.catalogTurn.Unlock()
+	if !e.cat.Damaged() {
+		return nil
+	}
+	r := e.result(Checksum, catalogID, "")
+	r.Passed, r.Details, r.RecoveryAttempted = false, cause, true
+	e.tell(EventDamage, catalogID, "", "catalog.db is damaged; it is made anew from the journal")
+	began := e.now()
+	err := e.cat.Rebuild(ctx)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	a := Attempt{Time: began.UTC(), DataID: catalogID, Strategy: ChecksumMatch, Source: "journal", Successful: err == nil, Took: e.now().Sub(began)}
+	if err != nil {
+		a.Details = err.Error()
+	}
+	e.record(ctx, &a)
+	r.RecoverySuccessful = err == nil
+	e.note(ctx, &r)
+	if err != nil {
+		e.list(ctx, &damagedRow{dataID: catalogID, since: e.now(), details: cause + "; it could not be made anew: " + err.Error()})
+		e.tell(EventLost, catalogID, "", "catalog.db could not be made anew: "+err.Error())
+		return fmt.Errorf("catalog.db: %w: %w", ErrNotHealed, err)
+	}
+	e.unlist(ctx, catalogID)
+	e.tell(EventHealed, catalogID, "", "catalog.db was made anew from the journal")
+	return nil
+}
+
+// stepCatalog compares rows of catalog.db with what the journal says. When they differ all of it is made anew.
+func (c *checker) stepCatalog(ctx context.Context, pos *position) error {
+	var found []catalog.Finding
+	n := 0
+	next, err := c.e.cat.Compare(ctx, pos.Seq, stepRows, func(f catalog.Finding) error {
+		if n++; len(found) < maxCatalog {
+			found = append(found, f)
+		}
+		return nil
+	})
+	switch {
+	case errors.Is(err, catalog.ErrReadOnly):
+		next = 0
+	case errors.Is(err, catalog.ErrDamaged):
+		found, next = append(found, catalog.Finding{Table: catalogID, Detail: err.Error()}), 0
+	case err != nil:
+		return err
+	}
+	if pos.Seq = next; next == 0 {
+		pos.next(phaseJournal)
+	}
+	if len(found) == 0 {
+		return nil
+	}
+	healed := errors.New("not tried")
+	if c.o.Repair {
+		healed = c.e.mendCatalog(ctx, found[0].String())
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		pos.next(phaseJournal)
+	}
+	for i := range found {
+		if err := c.catalogResult(ctx, &found[i], n-len(found), healed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// catalogResult reports one difference; more are not reported.
+func (c *checker) catalogResult(ctx context.Context, f *catalog.Finding, more int, healed error) error {
+	id := catalogID
+	if f.Table == journalID {
+		id = journalID
+	}
+	r := c.e.result(Checksum, id, "")
+	if f.Ino != 0 {
+		if p, err := c.e.cat.Path(ctx, f.Ino); err == nil {
+			r.Path = p
+		}
+	}
+	r.Passed, r.Details = false, f.String()
+	if more > 0 {
+		r.Details += fmt.Sprintf(" (and %d more)", more)
+	}
+	c.sum.Failed++
+	if c.o.Repair && id == catalogID {
+		r.RecoveryAttempted, r.RecoverySuccessful = true, healed == nil
+		if healed == nil {
+			c.sum.Healed++
+		}
+		return c.fn(r) // mendCatalog has recorded it
+	}
+	c.e.note(ctx, &r)
+	return c.fn(r)
+}
