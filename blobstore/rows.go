@@ -56,8 +56,8 @@ type rows struct {
 	repair  chan struct{} // as files.rebuild
 	turns   chan struct{} // as files.turns
 	gen     atomic.Uint64 // as in stripe
-	// hasParity: there is a table of parities, which a store that is open read-only may lack.
-	hasParity bool
+	// hasParity: there is a table of parities. The first parity makes it.
+	hasParity atomic.Bool
 	nextMu    sync.Mutex
 	next      int64 // number of the next row of block
 }
