@@ -94,8 +94,8 @@ func (d *drill) plan(ctx context.Context) (map[string][]spec, error) {
 	// What each exercise needs is there in any case.
 	for _, level := range levels() {
 		plan[level] = append(plan[level],
-			spec{path: "large-noise", contents: [][]byte{noise(r, 300<<10+r.IntN(9000))}},
-			spec{path: "large-text", contents: [][]byte{prose(r, 500<<10+r.IntN(9000))}},
+			spec{path: "large-noise", contents: [][]byte{noise(r, 150<<10+r.IntN(9000))}},
+			spec{path: "large-text", contents: [][]byte{prose(r, 270<<10+r.IntN(9000))}},
 			spec{path: "one-block", contents: [][]byte{noise(r, blobstore.MaxSmall+1+r.IntN(20000))}},
 			spec{path: "small-noise", contents: [][]byte{noise(r, 20<<10+r.IntN(9000))}},
 			spec{path: "sub/notes.md", contents: [][]byte{prose(r, 700), prose(r, 1500), prose(r, 300+r.IntN(3000))}},

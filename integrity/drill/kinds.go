@@ -44,7 +44,7 @@ func kinds() []kind {
 	list = append(list,
 		kind{name: "content: a tenth of its sectors", levels: guarded, clean: true, live: true, draw: (*draw).tenth},
 		kind{name: "content: two exchanged", levels: levels(), clean: true, live: true, draw: (*draw).exchanged},
-		kind{name: "sidecar", levels: levels(), clean: true, live: true, draw: (*draw).sidecar},
+		kind{name: "sidecar", levels: levels(), clean: true, live: true, silent: true, draw: (*draw).sidecar},
 		kind{name: "parity", levels: guarded, clean: true, live: true, silent: true, draw: (*draw).parity},
 		kind{name: "second copy", levels: critical, clean: true, live: true, silent: true, draw: (*draw).second},
 		kind{name: "blobs.db: edited row", modes: onDB, clean: true, crashed: true, draw: func(d *draw) error { return d.row("blobs.db") }},
@@ -55,7 +55,7 @@ func kinds() []kind {
 		modes []string
 	}{{"blobs.db", onDB}, {"catalog.db", nil}, {"second/blobs.db", nil}} {
 		for _, c := range fileDamages() {
-			list = append(list, kind{name: db.name + ": " + c.name, modes: db.modes, clean: true, crashed: db.name == "catalog.db",
+			list = append(list, kind{name: db.name + ": " + c.name, modes: db.modes, clean: true, crashed: db.name == "catalog.db", silent: db.name == "second/blobs.db",
 				draw: func(d *draw) error { return d.database(db.name, c) }})
 		}
 	}
@@ -100,7 +100,7 @@ func (x exercise) damages() int {
 	return max(x.kind.several, 1)
 }
 
-// exercises are all that there are, in the order in which they are made; neighbours differ in kind.
+// exercises are all that there are, in the order in which they are made, which is mixed: a part of them has some of everything.
 func exercises() []exercise {
 	var list []exercise
 	all := kinds()
@@ -121,6 +121,7 @@ func exercises() []exercise {
 			}
 		}
 	}
+	random(1, 1).Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 	return list
 }
 

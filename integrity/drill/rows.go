@@ -160,6 +160,7 @@ func (d *draw) row(name string) error {
 	catalogDB := name == "catalog.db"
 	d.in.heals = catalogDB || strings.HasPrefix(name, "second")
 	d.in.noState = strings.HasPrefix(name, "second")
+	d.in.silent = d.in.silent || !catalogDB && d.state == stateCrashed // a start hands over the newest contents again
 	return withDB(context.Background(), filepath.Join(d.dir, name), func(c *sqldb.Conn) error {
 		tables, err := tablesOf(c)
 		if err != nil {
@@ -192,6 +193,9 @@ func (d *draw) row(name string) error {
 
 func (d *draw) edit(c *sqldb.Conn, t *tableInfo, n int, row []value, inserts bool) error {
 	col := d.rnd.IntN(len(row))
+	if !inserts && t.columns[col] == "body" && row[col].kind == "null" {
+		return errAgain // the content is in rows of its own, and nothing reads this
+	}
 	how := d.rnd.IntN(6)
 	if how == 1 && !inserts {
 		how = 2
@@ -277,7 +281,7 @@ func (d *draw) whose(c *sqldb.Conn, t *tableInfo, row []value) error {
 func (d *draw) database(name string, c contentDamage) error {
 	d.in.level = allLevels
 	// What is in it is elsewhere too, but for large contents in the storage database.
-	d.in.heals = name != "blobs.db" || d.storage == volume.StorageHybrid
+	d.in.heals = name == "catalog.db"
 	d.in.noState = strings.HasPrefix(name, "second")
 	return d.useful(name, name, c)
 }
@@ -310,6 +314,12 @@ func (d *draw) useful(file, db string, c contentDamage) error {
 	}
 	if out == nil {
 		return os.Remove(path)
+	}
+	for i := range out {
+		if out[i] != p[i] {
+			d.in.what += fmt.Sprintf(", from byte %d of %d on", i, len(p))
+			break
+		}
 	}
 	return overwrite(path, out)
 }
