@@ -3,7 +3,6 @@ package blobstore
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -249,9 +248,9 @@ func contentFinding(err error, size int64) Finding {
 	return f
 }
 
-// inspectBlocks checks content block by block, and all of it against its name. lay is vouched for.
+// inspectBlocks checks content block by block. lay is vouched for by the root, which the record that named the blob binds to its name: blocks that have their
+// hashes are the content that was written, and a second pass with SHA-256, three times as slow, would say nothing more.
 func inspectBlocks(ctx context.Context, ref Ref, lay *layout, r sizedFile, c *codec) (found []Finding, err error) {
-	name := sha256.New() // the blocks have hashes of their own
 	buf, spare := c.buf(), c.buf()
 	defer c.free(buf)
 	defer c.free(spare)
@@ -279,15 +278,9 @@ func inspectBlocks(ctx context.Context, ref Ref, lay *layout, r sizedFile, c *co
 			found = append(found, Finding{Part: PartBlock, Index: int(b), Off: at, Len: int64(n), Detail: err.Error()})
 			continue
 		}
-		if len(found) == 0 {
-			name.Write(plain)
-		}
 	}
 	if n := lay.storedSize(); r.length() > n {
 		found = append(found, Finding{Part: PartContent, Off: n, Len: r.length() - n, Detail: "it goes on behind its end"})
-	}
-	if len(found) == 0 && Hash(name.Sum(nil)) != ref.Hash {
-		found = append(found, Finding{Part: PartContent, Len: r.length(), Detail: "its blocks have their hashes, and it does not have its name"})
 	}
 	return found, nil
 }

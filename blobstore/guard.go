@@ -45,7 +45,7 @@ func (r Repaired) Any() bool { return r.Content || r.Sidecar || r.Parity }
 // called concurrently with each other and with those of Store. Protect and Repair of large blobs take turns, so that their memory (about 64 MiB)
 // is needed once; the first of them in a process also makes tables of 74 MiB that stay.
 type Guarded interface {
-	// Inspect verifies all that the store holds of ref: content block by block against root and name, sidecar or row, parity where there is
+	// Inspect verifies all that the store holds of ref: content block by block against the root, or all of it against the name, sidecar or row, parity where there is
 	// one. No findings: all is intact. The content is read once, from the medium where that can be had. Findings are in order of the parts and
 	// of the offsets. Nothing is changed. Errors: ErrNotFound when nothing of the blob is there, else I/O and cancellation only.
 	Inspect(ctx context.Context, ref Ref) ([]Finding, error)

@@ -106,7 +106,7 @@ func TestGuardReadOnly(t *testing.T) {
 		small := blobstoretest.Put(t, s, []byte("small"))
 		s.Close()
 		if mode != blobstore.ModeFile {
-			editRows(t, dir, "DROP TABLE parity", blobstore.Hash{})
+			editRows(t, dir, "DROP TABLE IF EXISTS parity", blobstore.Hash{})
 		}
 		s, err := blobstore.Open(t.Context(), blobstore.Options{Dir: dir, Mode: mode, ReadOnly: true})
 		if err != nil {

@@ -56,8 +56,8 @@ type rows struct {
 	repair  chan struct{} // as files.rebuild
 	turns   chan struct{} // as files.turns
 	gen     atomic.Uint64 // as in stripe
-	// hasParity: there is a table of parities, which a store that is open read-only may lack.
-	hasParity bool
+	// hasParity: there is a table of parities. The first parity makes it.
+	hasParity atomic.Bool
 	nextMu    sync.Mutex
 	next      int64 // number of the next row of block
 }
@@ -215,6 +215,9 @@ func (s *rows) put(ctx context.Context, items []Item) error {
 				return err
 			}
 			if added {
+				if err := dropStray(c, c.LastInsertRowID()); err != nil {
+					return err
+				}
 				delta.Blobs++
 				delta.PlainBytes += ready[i].cols.size
 				delta.StoredBytes += ready[i].cols.stored
@@ -260,6 +263,11 @@ func (s *rows) insert(c *sqldb.Conn, h Hash, k *columns, body []byte) (added boo
 	return c.Changes() > 0, nil
 }
 
+// dropStray removes a row of large that says that a small blob has blocks: it was left by a blob whose row somebody has removed, and whose id came again.
+func dropStray(c *sqldb.Conn, id int64) error {
+	return c.Prep("DELETE FROM large WHERE id = ?").BindInt64(1, id).Exec()
+}
+
 func addTotal(c *sqldb.Conn, d Stats) error {
 	if d == (Stats{}) {
 		return nil
@@ -292,7 +300,7 @@ func (s *rows) putAgain(c *sqldb.Conn, it *Item, e *encodedBody) (delta Stats, c
 	}
 	goodSum := old.check == old.sum(h)
 	if why == nil && goodSum && old.level >= e.cols.level {
-		return delta, false, nil
+		return delta, false, dropStray(c, old.id)
 	}
 	fresh := e.cols
 	if goodSum {

@@ -21,17 +21,25 @@ import (
 const paritySchema = `
 CREATE TABLE IF NOT EXISTS parity (id INTEGER PRIMARY KEY, hash BLOB NOT NULL, n INTEGER NOT NULL, body BLOB NOT NULL, UNIQUE (hash, n)) STRICT;`
 
-// prepareParity finds out whether there is a table for parities, and makes it where it may.
+// prepareParity finds out whether there is a table for parities.
 func (s *rows) prepareParity(ctx context.Context) error {
-	find := func(c *sqldb.Conn) (err error) {
-		s.hasParity, err = c.Prep("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'parity'").Step()
+	return s.db.Read(ctx, func(c *sqldb.Conn) error {
+		there, err := c.Prep("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'parity'").Step()
+		s.hasParity.Store(there)
+		return err
+	})
+}
+
+// makeParityTable makes the table, unless it is there.
+func (s *rows) makeParityTable(ctx context.Context) error {
+	if s.hasParity.Load() {
+		return nil
+	}
+	if err := s.db.Write(ctx, func(c *sqldb.Conn) error { return c.Script(paritySchema) }); err != nil {
 		return err
 	}
-	if err := s.db.Read(ctx, find); err != nil || s.hasParity || s.opt.ReadOnly {
-		return err
-	}
-	s.hasParity = true
-	return s.db.Write(ctx, func(c *sqldb.Conn) error { return c.Script(paritySchema) })
+	s.hasParity.Store(true)
+	return nil
 }
 
 // storedBlocks reads the blocks of a blob, as they are stored, one behind the other: what is missing or has another length is zero up to
@@ -149,7 +157,7 @@ func (r *parityRows) ReadAt(p []byte, off int64) (int, error) {
 
 // openParity opens the parity of h. ErrNotFound, *DamageError.
 func (s *rows) openParity(ctx context.Context, h Hash) (*parityReader, error) {
-	if !s.hasParity {
+	if !s.hasParity.Load() {
 		return nil, notFound(h)
 	}
 	var count, size int64
@@ -200,7 +208,7 @@ func (k *columns) encoding() string {
 
 // dropParity removes the parity of h, in bounded transactions.
 func (s *rows) dropParity(ctx context.Context, h Hash) error {
-	if !s.hasParity {
+	if !s.hasParity.Load() {
 		return nil
 	}
 	var there bool

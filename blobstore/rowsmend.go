@@ -25,6 +25,9 @@ func (s *rows) protect(ctx context.Context, ref Ref) (bool, error) {
 
 // makeParity is protect in its turn. With force a parity that looks right is replaced as well.
 func (s *rows) makeParity(ctx context.Context, ref Ref, force bool) (made bool, err error) {
+	if err := s.makeParityTable(ctx); err != nil {
+		return false, blobErr(ref.Hash, err)
+	}
 	for attempt := 0; ; attempt++ {
 		current := s.current()
 		made, err := s.makeParityOnce(ctx, ref, force)

@@ -264,7 +264,7 @@ func (s *rows) remove(ctx context.Context, h Hash) error {
 		if err := c.Prep("DELETE FROM large WHERE id = ?").BindInt64(1, old.cols.id).Exec(); err != nil {
 			return err
 		}
-		if s.hasParity { // one that was made since
+		if s.hasParity.Load() { // one that was made since
 			if err := c.Prep("DELETE FROM parity WHERE hash = ?").BindBytes(1, h[:]).Exec(); err != nil {
 				return err
 			}

@@ -182,6 +182,7 @@ func TestPowerCut(t *testing.T) {
 		}
 		w.m.saved = w.m.past[at]
 		w.m.past, w.m.times = w.m.past[:at+1], w.m.times[:at+1]
+		w.m.unuse()
 		w.m.forget()
 		w.tmps, w.pool = nil, nil
 		w.check(Head)

@@ -63,6 +63,16 @@ func (m *model) end() {
 	m.record = false
 }
 
+// unuse forgets the numbers of records that a power cut took: past is what is left.
+func (m *model) unuse() {
+	m.used = 0
+	for _, moment := range m.past {
+		for ino := range moment {
+			m.used = max(m.used, ino+1)
+		}
+	}
+}
+
 func (m *model) get(ino Ino) *mnode { return m.live[ino].clone() }
 
 // forget is a killed process.

@@ -7,6 +7,7 @@ import (
 
 	"holdfast/blobstore"
 	"holdfast/catalog"
+	"holdfast/catalog/journal"
 )
 
 const (
@@ -32,6 +33,11 @@ func (e *Engine) mendCatalog(ctx context.Context, cause string) error {
 	e.tell(EventDamage, catalogID, "", "catalog.db is damaged; it is made anew from the journal")
 	began := e.now()
 	err := e.cat.Rebuild(ctx)
+	if errors.Is(err, catalog.ErrDamaged) {
+		if _, healErr := e.cat.HealJournal(ctx); healErr == nil {
+			err = e.cat.Rebuild(ctx)
+		}
+	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -57,6 +63,9 @@ func (c *checker) stepCatalog(ctx context.Context, pos *position) error {
 	var found []catalog.Finding
 	n := 0
 	next, err := c.e.cat.Compare(ctx, pos.Seq, stepRows, func(f catalog.Finding) error {
+		if f.Table == journalID {
+			return nil // the next phase finds it, and heals it
+		}
 		if n++; len(found) < maxCatalog {
 			found = append(found, f)
 		}
@@ -94,11 +103,7 @@ func (c *checker) stepCatalog(ctx context.Context, pos *position) error {
 
 // catalogResult reports one difference; more are not reported.
 func (c *checker) catalogResult(ctx context.Context, f *catalog.Finding, more int, healed error) error {
-	id := catalogID
-	if f.Table == journalID {
-		id = journalID
-	}
-	r := c.e.result(Checksum, id, "")
+	r := c.e.result(Checksum, catalogID, "")
 	if f.Ino != 0 {
 		if p, err := c.e.cat.Path(ctx, f.Ino); err == nil {
 			r.Path = p
@@ -109,12 +114,48 @@ func (c *checker) catalogResult(ctx context.Context, f *catalog.Finding, more in
 		r.Details += fmt.Sprintf(" (and %d more)", more)
 	}
 	c.sum.Failed++
-	if c.o.Repair && id == catalogID {
+	if c.o.Repair {
 		r.RecoveryAttempted, r.RecoverySuccessful = true, healed == nil
 		if healed == nil {
 			c.sum.Healed++
 		}
 		return c.fn(r) // mendCatalog has recorded it
+	}
+	c.e.note(ctx, &r)
+	return c.fn(r)
+}
+
+// journalDamage reports damage to records, and heals the journal, once in a walk, if it may.
+func (c *checker) journalDamage(ctx context.Context, d *journal.DamageError) error {
+	r := c.e.result(Checksum, fmt.Sprintf("%s %d", journalID, d.First), "")
+	r.Passed, r.Details = false, d.Error()
+	c.sum.Failed++
+	if c.o.Repair {
+		r.RecoveryAttempted = true
+		began := c.e.now()
+		a := Attempt{Time: began.UTC(), DataID: r.DataID, Strategy: ChecksumMatch, Source: "blobs and catalog.db"}
+		if c.journal == nil {
+			rep, err := c.e.cat.HealJournal(ctx)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil {
+				a.Details = err.Error()
+			}
+			c.journal = &rep
+		}
+		for _, x := range c.journal.Healed {
+			a.Successful = a.Successful || x.First == d.First
+		}
+		if !a.Successful && a.Details == "" {
+			a.Details = "it cannot be proved what these records said; " + c.journal.Why
+		}
+		a.Took = c.e.now().Sub(began)
+		c.e.record(ctx, &a)
+		if r.RecoverySuccessful = a.Successful; a.Successful {
+			c.sum.Healed++
+			c.e.tell(EventHealed, r.DataID, "", "records of the journal were healed")
+		}
 	}
 	c.e.note(ctx, &r)
 	return c.fn(r)

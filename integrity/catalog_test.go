@@ -1,6 +1,7 @@
 package integrity_test
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -76,4 +77,45 @@ func TestCheckComparesTheCatalog(t *testing.T) {
 	}
 	w.want("/logs/a", body)
 	w.uphold() // nothing is left
+}
+
+// TestScrubHealsTheJournal flips a bit in the body of a record: the blob store has it as well.
+func TestScrubHealsTheJournal(t *testing.T) {
+	w := newWorld(t, volume.StorageHybrid)
+	body := noise(1, 3000)
+	w.put("/logs/a", body)
+	w.put("/logs/b", noise(2, 100))
+	w.reopen(func() {
+		segments, err := filepath.Glob(filepath.Join(w.dir, "journal", "*.seg"))
+		if err != nil || len(segments) == 0 {
+			t.Fatal(segments, err)
+		}
+		for _, name := range segments {
+			p, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i := bytes.Index(p, body); i > 0 {
+				p[i+1500] ^= 0x20
+				if err := os.WriteFile(name, p, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+		}
+		t.Fatal("no segment has the content")
+	})
+	n := 0
+	sum, err := w.eng.CheckStore(t.Context(), integrity.CheckOptions{Repair: true}, func(r integrity.Result) error {
+		n++
+		if !r.RecoverySuccessful || r.Type != integrity.Checksum {
+			t.Errorf("%+v", r)
+		}
+		return nil
+	})
+	if err != nil || n == 0 || !sum.Healthy() {
+		t.Errorf("%d results, %+v %v", n, sum, err)
+	}
+	w.uphold()
+	w.want("/logs/a", body)
 }

@@ -30,6 +30,8 @@ type checker struct {
 	fn   func(Result) error
 	sum  Summary
 	seen map[blobstore.Hash]bool // whether it is healthy
+
+	journal *catalog.JournalReport // of the one attempt to heal the journal
 }
 
 func (e *Engine) newChecker(o CheckOptions, fn func(Result) error) *checker {
@@ -147,7 +149,7 @@ func (c *checker) file(ctx context.Context, p string, ino catalog.Ino) error {
 		if err := c.checksum(ctx, p, ino); err != nil {
 			return err
 		}
-		if err := c.chain(ctx, p, ino); err != nil {
+		if err := c.chain(ctx, p, ino, c.o.Versions); err != nil {
 			return err
 		}
 	}
@@ -268,8 +270,8 @@ func (c *checker) freshBlob(ctx context.Context, p string, ref blobstore.Ref) (b
 	return r.Healthy(), c.fn(r)
 }
 
-// chain makes the checks of a file's versions and of their sizes.
-func (c *checker) chain(ctx context.Context, p string, ino catalog.Ino) error {
+// chain makes the checks of a file's versions and of their sizes; deep ones compute the digest of each anew from its record, which reads the journal.
+func (c *checker) chain(ctx context.Context, p string, ino catalog.Ino, deep bool) error {
 	id := fmt.Sprintf("inode %d", ino)
 	v, err := c.e.readVersions(ctx, ino)
 	switch {
@@ -277,6 +279,17 @@ func (c *checker) chain(ctx context.Context, p string, ino catalog.Ino) error {
 		return nil
 	case err != nil:
 		return c.unreadable(ctx, p, id, err)
+	}
+	if deep && v.n > 0 {
+		_, _, err := c.e.cat.VerifyVersions(ctx, ino, func(x catalog.VersionProblem) error {
+			if x.Kind == catalog.ProblemDigest || x.Kind == catalog.ProblemRecord { // the others were looked for above
+				add(&v.chain, "version %d: %s", x.Num, x.Detail)
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, catalog.ErrStale) {
+			return c.unreadable(ctx, p, id, err)
+		}
 	}
 	for _, x := range []struct {
 		t        CheckType

@@ -392,3 +392,34 @@ func TestQuarantineIsBounded(t *testing.T) {
 		}
 	}
 }
+
+// TestNumberOfALostRowComesAgain removes the row of a large blob from blobs.db: the next small one gets its number, and is not taken for it.
+func TestNumberOfALostRowComesAgain(t *testing.T) {
+	w := newWorld(t, volume.StorageDatabase)
+	w.put("/logs/small", noise(1, 100))
+	if err := w.vol.Catalog().Flush(t.Context()); err != nil { // the large one's is the greatest number
+		t.Fatal(err)
+	}
+	large := w.put("/tasks/large", noise(2, 300<<10))
+	w.uphold()
+	w.reopen(func() { w.alter(w.dir, false, large, damages()[4].fn) })
+	next := noise(3, 200)
+	ref := w.put("/logs/next", next)
+	if err := w.vol.Catalog().Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.eng.CheckStore(t.Context(), integrity.CheckOptions{Repair: true}, func(r integrity.Result) error {
+		if r.DataID != large.Hash.String() || !r.RecoverySuccessful {
+			t.Errorf("%+v", r)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	w.uphold()
+	w.want("/logs/next", next)
+	w.want("/tasks/large", noise(2, 300<<10))
+	if err := w.vol.Blobs().Verify(t.Context(), ref); err != nil {
+		t.Error(err)
+	}
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"math"
 	"time"
 
@@ -294,7 +293,7 @@ func (c *checker) stepJournal(ctx context.Context, pos *position) error {
 	var d *journal.DamageError
 	if errors.As(err, &d) && catalog.Seq(d.Last) > pos.Seq {
 		pos.Seq = catalog.Seq(d.Last)
-		return c.failed(ctx, c.e.result(Checksum, fmt.Sprintf("journal %d", d.First), ""), d.Error())
+		return c.journalDamage(ctx, d)
 	}
 	pos.next(phaseVersions)
 	if err != nil {
@@ -320,7 +319,7 @@ func (c *checker) stepVersions(ctx context.Context, pos *position) error {
 			p = ""
 		}
 		c.sum.Files++
-		if err := c.chain(ctx, p, ino); err != nil {
+		if err := c.chain(ctx, p, ino, false); err != nil {
 			return err
 		}
 		pos.Ino = ino

@@ -33,6 +33,7 @@ type scrubRecord struct {
 	Found     int64      `json:"found"`
 	Healed    int64      `json:"healed"`
 	LastCycle time.Time  `json:"last_cycle"`
+	Last      CycleTotal `json:"last"` // what the last whole cycle did
 	Held      ScrubState `json:"held"` // ScrubPaused or ScrubStopped; else empty
 }
 
@@ -77,7 +78,7 @@ func validPhase(p string) bool {
 
 // begin begins the next cycle.
 func (r *scrubRecord) begin(now time.Time) {
-	*r = scrubRecord{Pos: position{Phase: phaseBlobs}, Cycle: r.Cycle + 1, Started: now.UTC(), Before: r.Started, LastCycle: r.LastCycle, Held: r.Held}
+	*r = scrubRecord{Pos: position{Phase: phaseBlobs}, Cycle: r.Cycle + 1, Started: now.UTC(), Before: r.Started, LastCycle: r.LastCycle, Last: r.Last, Held: r.Held}
 }
 
 // signal tells those who wait that the state has changed. mu is held.
@@ -157,7 +158,7 @@ func (s *Scrubber) Status(ctx context.Context) (ScrubStatus, error) {
 	defer s.mu.Unlock()
 	out := ScrubStatus{
 		State: ScrubIdle, Cycle: s.rec.Cycle, Phase: s.rec.Pos.Phase, Fraction: s.rec.Pos.fraction(st.Seq, st.NextIno), Started: s.rec.Started,
-		Blobs: s.rec.Blobs, Bytes: s.rec.Bytes, Found: s.rec.Found, Healed: s.rec.Healed, Made: s.rec.Pos.Made, LastCycle: s.rec.LastCycle,
+		Blobs: s.rec.Blobs, Bytes: s.rec.Bytes, Found: s.rec.Found, Healed: s.rec.Healed, Made: s.rec.Pos.Made, LastCycle: s.rec.LastCycle, Last: s.rec.Last,
 		Interval: s.e.opt.Interval, Behind: s.behind, BytesPerSec: s.rate,
 	}
 	switch s.rec.Pos.Phase {
@@ -338,6 +339,7 @@ func (s *Scrubber) advance(ctx context.Context, cycle int64, pos *position, befo
 		now := s.e.now()
 		s.e.tell(EventScrub, "", "", fmt.Sprintf("scrub: cycle %d has ended: %d blobs, %d bytes, %d damaged, %d of them healed", r.Cycle, r.Blobs, r.Bytes, r.Found, r.Healed))
 		r.LastCycle = now.UTC()
+		r.Last = CycleTotal{Cycle: r.Cycle, Began: r.Started, Blobs: r.Blobs, Bytes: r.Bytes, Found: r.Found, Healed: r.Healed, Made: r.Pos.Made}
 		r.begin(now)
 		s.behind = false
 		if full {

@@ -200,11 +200,23 @@ type ScrubStatus struct {
 	Healed    int64      `json:"healed"`
 	Made      int64      `json:"made"`       // parities and second copies that were missing
 	LastCycle time.Time  `json:"last_cycle"` // end of the last whole one; zero: none
+	Last      CycleTotal `json:"last"`       // what that one did
 	// OldestCheck bounds how long ago anything in the store was checked; zero: not everything has been yet.
 	OldestCheck time.Time     `json:"oldest_check"`
 	Interval    time.Duration `json:"interval_ns"` // within which all is to be checked
 	Behind      bool          `json:"behind"`      // it will take longer
 	BytesPerSec float64       `json:"bytes_per_second"`
+}
+
+// CycleTotal is what a whole cycle of the scrub did. The names of its JSON fields are stable.
+type CycleTotal struct {
+	Cycle  int64     `json:"cycle"`
+	Began  time.Time `json:"began"`
+	Blobs  int64     `json:"blobs"`
+	Bytes  int64     `json:"bytes"`
+	Found  int64     `json:"found"`
+	Healed int64     `json:"healed"`
+	Made   int64     `json:"made"`
 }
 
 // Status is the health of a store.

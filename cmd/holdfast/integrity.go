@@ -219,10 +219,10 @@ func (e *env) awaitScrub(ctx context.Context, c *cli.Context, ops control.Ops, w
 	if err != nil {
 		return err
 	}
-	if err := e.showFailures(ctx, c, ops, who, st.Started); err != nil {
+	if err := e.showFailures(ctx, c, ops, who, st.Last.Began); err != nil {
 		return err
 	}
-	if err := e.showScrub(c, &st, errorsOnly); err != nil {
+	if err := e.showPass(c, &st, errorsOnly); err != nil {
 		return err
 	}
 	s, err := control.CallOne[integrity.Status](ctx, ops, who, opStatus, struct{}{})
@@ -247,6 +247,20 @@ func (e *env) showFailures(ctx context.Context, c *cli.Context, ops control.Ops,
 		_, err := fmt.Fprintln(e.stdout, e.quote(resultLine(&r)))
 		return err
 	})
+}
+
+// showPass shows what a pass that has ended did.
+func (e *env) showPass(c *cli.Context, s *integrity.ScrubStatus, errorsOnly bool) error {
+	if c.Bool("json") {
+		return e.document(s)
+	}
+	if errorsOnly {
+		return nil
+	}
+	l := &s.Last
+	_, err := fmt.Fprintf(e.stdout, "pass %d: %d contents, %s, all checked; %d damages found, %d healed, %d parities and copies made\n", l.Cycle, l.Blobs, formatBytes(l.Bytes),
+		l.Found, l.Healed, l.Made)
+	return err
 }
 
 func (e *env) showScrub(c *cli.Context, s *integrity.ScrubStatus, errorsOnly bool) error {

@@ -38,7 +38,7 @@ func newServices(ctx context.Context, vol *volume.Volume, log *slog.Logger) (_ *
 	if err := s.addIntegrity(ctx, vol, log); err != nil {
 		return nil, err
 	}
-	keeper := backup.NewKeeper(backup.KeeperOptions{Store: vol, StoreID: vol.Settings().StoreID, Places: vol.Backups, Log: log})
+	keeper := backup.NewKeeper(backup.KeeperOptions{Store: vol, StoreID: vol.Settings().StoreID, Made: vol.Settings().Created, Places: vol.Backups, Log: log})
 	s.operations = append(s.operations, backupOperations(keeper)...)
 	if !vol.ReadOnly() {
 		s.background = append(s.background, keeper.Run)

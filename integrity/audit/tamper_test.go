@@ -193,8 +193,10 @@ func TestOpenSeesForgery(t *testing.T) {
 	kept := s.head()
 	s.close()
 	for name, edit := range map[string]func([]rawSegment){
-		"a changed record": func(segs []rawSegment) { segs[0].recs[9].head = bytes.Replace(segs[0].recs[9].head, []byte("agent-"), []byte("nobody"), 1) },
-		"records less":     func(segs []rawSegment) { last := &segs[len(segs)-1]; last.recs = last.recs[:len(last.recs)-1] },
+		"a changed record": func(segs []rawSegment) {
+			segs[0].recs[9].head = bytes.Replace(segs[0].recs[9].head, []byte("agent-"), []byte("nobody"), 1)
+		},
+		"records less": func(segs []rawSegment) { last := &segs[len(segs)-1]; last.recs = last.recs[:len(last.recs)-1] },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := *s

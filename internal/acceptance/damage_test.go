@@ -20,14 +20,15 @@ type damagedStore struct {
 	blobs map[string]string // path below the mount to the blob's file
 }
 
-// newDamagedStore puts the files into the directory dir.
-func newDamagedStore(t *testing.T, dir string) *damagedStore {
+// newDamagedStore writes six files: half of them in tasks, which is critical, half of them in plain, which is basic.
+func newDamagedStore(t *testing.T) *damagedStore {
 	t.Helper()
 	rnd := newRand(t)
 	s := &damagedStore{mount: newMount(t, placeOptions{storage: "hybrid"}), files: map[string][]byte{}, blobs: map[string]string{}}
 	s.start()
+	must(t, os.Mkdir(filepath.Join(s.dir, "plain"), 0o755))
 	for i := range 6 {
-		name := fmt.Sprintf("%s/large-%d", dir, i)
+		name := fmt.Sprintf("%s/large-%d", []string{"tasks", "plain"}[i%2], i)
 		data := randomBytes(rnd, 200<<10+rnd.IntN(600<<10))
 		must(t, os.WriteFile(filepath.Join(s.dir, name), data, 0o644))
 		sum := sha256.Sum256(data)
@@ -59,34 +60,39 @@ func flip(t *testing.T, path string, off int64) {
 	must(t, err)
 }
 
-// checkVictim reads all files: the victim must give EIO and a record in the log, the others their bytes.
-func (s *damagedStore) checkVictim(victim string) {
+// checkVictim reads all files: each must have its bytes, but for a victim that has no other copy, which must give EIO. There is a record of the damage in the log, and of its
+// healing in .integrity.
+func (s *damagedStore) checkVictim(victim string, heals bool) {
 	s.t.Helper()
 	for name, want := range s.files {
 		got, err := os.ReadFile(filepath.Join(s.dir, name))
 		switch {
-		case name == victim && !errors.Is(err, unix.EIO):
-			s.t.Errorf("reading the damaged %s gave %d bytes and %v, want an I/O error", name, len(got), err)
-		case name != victim && err != nil:
-			s.t.Errorf("reading the sound %s: %v", name, err)
-		case name != victim && !bytes.Equal(got, want):
-			s.t.Errorf("the sound %s came back changed", name)
+		case name == victim && !heals:
+			if !errors.Is(err, unix.EIO) {
+				s.t.Errorf("reading the damaged %s gave %d bytes and %v, want an I/O error", name, len(got), err)
+			}
+		case err != nil:
+			s.t.Errorf("reading %s: %v", name, err)
+		case !bytes.Equal(got, want):
+			s.t.Errorf("%s came back changed", name)
 		}
 	}
 	blob := filepath.Base(s.blobs[victim])
 	if log := s.log(); !bytes.Contains(log, []byte(blob)) {
 		s.t.Errorf("the damage of blob %s left no record in the daemon's log:\n%s", blob, log)
 	}
+	record, err := os.ReadFile(filepath.Join(s.dir, ".integrity", "recoveries.jsonl"))
+	if err != nil || !bytes.Contains(record, []byte(blob)) {
+		s.t.Errorf("the attempt to heal blob %s left no record in .integrity: %v\n%s", blob, err, record)
+	}
 }
 
-// harm is one way to damage the file of a blob.
-type harm struct {
-	name   string
-	damage func(t *testing.T, blob string)
-}
-
-func harms() []harm {
-	return []harm{
+// TestDamageIsNeverRead flips a bit of a large blob, cuts it short, or removes it, while the store is not mounted.
+func TestDamageIsNeverRead(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		damage func(t *testing.T, blob string)
+	}{
 		{"flipped bit", func(t *testing.T, blob string) { flip(t, blob, 150<<10) }},
 		{"cut short", func(t *testing.T, blob string) { must(t, os.Chmod(blob, 0o600)); must(t, os.Truncate(blob, 140<<10)) }},
 		{"longer", func(t *testing.T, blob string) {
@@ -97,57 +103,27 @@ func harms() []harm {
 			must(t, errors.Join(err, f.Close()))
 		}},
 		{"removed", func(t *testing.T, blob string) { must(t, os.Remove(blob)) }},
-	}
-}
-
-// TestCriticalDamageIsHealed does the same to critical files: every read gives the right bytes, and says so in the log.
-func TestCriticalDamageIsHealed(t *testing.T) {
-	s := newDamagedStore(t, "tasks")
-	var hurt []string
-	for i, c := range harms() {
-		name := fmt.Sprintf("tasks/large-%d", i)
-		c.damage(t, s.blobs[name])
-		hurt = append(hurt, name)
-	}
-	s.start()
-	for range 2 {
-		for name, want := range s.files {
-			got, err := os.ReadFile(filepath.Join(s.dir, name))
-			if err != nil || !bytes.Equal(got, want) {
-				t.Errorf("%s: %d bytes, %v; want its %d bytes", name, len(got), err, len(want))
-			}
-		}
-		s.stop()
-		s.start()
-	}
-	for _, name := range hurt {
-		data, err := os.ReadFile(s.blobs[name])
-		if err != nil || !bytes.HasPrefix(data, s.files[name]) {
-			t.Errorf("%s is damaged in the store still: %d bytes, %v", name, len(data), err)
-		}
-	}
-}
-
-// TestDamageIsNeverRead flips a bit of a large blob, cuts it short, or removes it, while the store is not mounted. The files are of the level basic: there is no other copy.
-func TestDamageIsNeverRead(t *testing.T) {
-	for _, c := range harms() {
+	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := newDamagedStore(t, "status")
-			const victim = "status/large-3"
-			c.damage(t, s.blobs[victim])
-			s.start()
-			if c.name == "longer" {
-				s.checkNotWrong(victim)
-				return
-			}
-			s.checkVictim(victim)
-			// The store goes on working, and the file can be replaced.
-			must(t, os.WriteFile(filepath.Join(s.dir, victim), s.files[victim], 0o644))
-			s.stop()
-			s.start()
-			got, err := os.ReadFile(filepath.Join(s.dir, victim))
-			if err != nil || !bytes.Equal(got, s.files[victim]) {
-				t.Errorf("after writing the damaged file again: %d bytes, %v", len(got), err)
+			s := newDamagedStore(t)
+			victims := []string{"tasks/large-2", "plain/large-3"}
+			for _, victim := range victims {
+				c.damage(t, s.blobs[victim])
+				s.start()
+				if c.name == "longer" {
+					s.checkNotWrong(victim)
+				} else {
+					s.checkVictim(victim, victim == victims[0])
+				}
+				// The store goes on working, and the file can be replaced.
+				must(t, os.WriteFile(filepath.Join(s.dir, victim), s.files[victim], 0o644))
+				s.stop()
+				s.start()
+				got, err := os.ReadFile(filepath.Join(s.dir, victim))
+				if err != nil || !bytes.Equal(got, s.files[victim]) {
+					t.Errorf("after writing the damaged file again: %d bytes, %v", len(got), err)
+				}
+				s.stop()
 			}
 		})
 	}
@@ -166,10 +142,10 @@ func (s *damagedStore) checkNotWrong(victim string) {
 
 // TestDamagedSidecarDoesNotHurt damages and removes sidecars: the content is sound, and must still be read.
 func TestDamagedSidecarDoesNotHurt(t *testing.T) {
-	s := newDamagedStore(t, "tasks")
-	flip(t, s.blobs["tasks/large-1"]+".json", 40)
+	s := newDamagedStore(t)
+	flip(t, s.blobs["plain/large-1"]+".json", 40)
 	must(t, os.Remove(s.blobs["tasks/large-2"]+".json"))
-	must(t, os.WriteFile(s.blobs["tasks/large-3"]+".json", nil, 0o600))
+	must(t, os.WriteFile(s.blobs["plain/large-3"]+".json", nil, 0o600))
 	s.start()
 	for name, want := range s.files {
 		got, err := os.ReadFile(filepath.Join(s.dir, name))

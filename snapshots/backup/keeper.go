@@ -17,6 +17,8 @@ const (
 	// lookEvery is how often a Keeper looks for backups that are due, retryAfter how long it waits after one that failed.
 	lookEvery  = time.Minute
 	retryAfter = 15 * time.Minute
+	// firstAfter is how old a store is when its first backup is due: a new one has nothing to lose yet.
+	firstAfter = 10 * time.Minute
 	// longestPause bounds the pauses that a backup in the background makes.
 	longestPause = 100 * time.Millisecond
 )
@@ -27,6 +29,7 @@ type Keeper struct {
 	id     string
 	places func() []volume.Backup
 	marks  Marks
+	made   time.Time
 	log    *slog.Logger
 	now    func() time.Time
 
@@ -54,6 +57,7 @@ type State struct {
 type KeeperOptions struct {
 	Store   Store
 	StoreID string
+	Made    time.Time              // when the store was made
 	Places  func() []volume.Backup // with absolute paths; asked each time
 	Marks   Marks
 	Log     *slog.Logger     // default: discards
@@ -68,7 +72,7 @@ func NewKeeper(o KeeperOptions) *Keeper {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Keeper{store: o.Store, id: o.StoreID, places: o.Places, marks: o.Marks, log: o.Log, now: o.Now, state: make(map[string]*State)}
+	return &Keeper{store: o.Store, id: o.StoreID, places: o.Places, marks: o.Marks, made: o.Made, log: o.Log, now: o.Now, state: make(map[string]*State)}
 }
 
 // Run makes what is due, until ctx ends.
@@ -204,7 +208,7 @@ func (k *Keeper) States() []State {
 			s.LastError = err.Error()
 		}
 		s.Backups = len(all)
-		due := k.now()
+		due := k.made.Add(firstAfter)
 		if len(all) > 0 {
 			newest := all[len(all)-1].Time
 			s.Newest, due = &newest, newest.Add(time.Duration(b.Every))

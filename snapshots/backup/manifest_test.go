@@ -163,7 +163,7 @@ func TestKeeperMakesWhatIsDue(t *testing.T) {
 		t.Fatal(err)
 	}
 	places := []volume.Backup{{Path: good, Every: volume.Span(time.Hour), Keep: 2}, {Path: bad, Every: volume.Span(time.Hour), Keep: 2}}
-	k := NewKeeper(KeeperOptions{Store: f.vol, StoreID: f.id, Places: func() []volume.Backup { return places }, Now: func() time.Time { return now }})
+	k := NewKeeper(KeeperOptions{Store: f.vol, StoreID: f.id, Made: now, Places: func() []volume.Backup { return places }, Now: func() time.Time { return now }})
 	count := func() int {
 		all, err := list(good)
 		if err != nil {
@@ -174,7 +174,7 @@ func TestKeeperMakesWhatIsDue(t *testing.T) {
 	for _, step := range []struct {
 		after time.Duration
 		want  int
-	}{{0, 1}, {time.Minute, 1}, {time.Hour, 2}, {30 * time.Minute, 2}, {time.Hour, 2}} {
+	}{{0, 0}, {time.Minute, 0}, {firstAfter, 1}, {time.Minute, 1}, {time.Hour, 2}, {30 * time.Minute, 2}, {time.Hour, 2}} {
 		now = now.Add(step.after)
 		before := now
 		k.look(t.Context())
