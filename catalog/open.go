@@ -172,6 +172,9 @@ func (c *Catalog) openDB(ctx context.Context) (meta, error) {
 			return meta{}, err
 		}
 		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			if err := c.noteMissing(); err != nil {
+				return meta{}, err
+			}
 			if err := c.replaceDB(ctx); err != nil {
 				return meta{}, err
 			}
@@ -234,6 +237,18 @@ func (c *Catalog) replaceDB(ctx context.Context) error {
 		c.noteDamage(fmt.Errorf("%w: catalog.db was missing or unusable and is rebuilt from its checkpoint and the journal", ErrDamaged))
 	}
 	return err
+}
+
+// noteMissing reports a catalog.db that is gone, which that of a new store, without a journal, is not.
+func (c *Catalog) noteMissing() error {
+	segments, err := filepath.Glob(filepath.Join(c.opt.Dir, journalName, "*.seg"))
+	if err != nil || len(segments) == 0 {
+		return err
+	}
+	err = fmt.Errorf("%w: catalog.db is missing and is made anew from the journal", ErrDamaged)
+	c.log.Error("catalog.db is missing", "dir", c.opt.Dir, "err", err)
+	c.noteDamage(err)
+	return nil
 }
 
 // setAside moves the files of catalog.db to quarantine.

@@ -125,6 +125,38 @@ func (c *checker) catalogResult(ctx context.Context, f *catalog.Finding, more in
 	return c.fn(r)
 }
 
+// compareAtStart compares a catalog.db that was not closed cleanly with the journal, before anything is read: of single rows that are there each read finds whether they are intact, but
+// not that rows are missing. A large one is compared in the background as soon as there is one.
+func (e *Engine) compareAtStart(ctx context.Context) error {
+	st, err := e.cat.Stats(ctx)
+	if err != nil || st.KnownIntact || e.vol.ReadOnly() || e.opt.CompareAtStart < 0 {
+		return err
+	}
+	if int64(st.Seq) > e.opt.CompareAtStart {
+		e.add(taskCompare, blobstore.Ref{})
+		return nil
+	}
+	return e.compareCatalog(ctx, func(context.Context) error { return nil })
+}
+
+// compareCatalog compares all of catalog.db with the journal, and makes it anew when it is damaged. pause is called between two steps.
+func (e *Engine) compareCatalog(ctx context.Context, pause func(context.Context) error) error {
+	c := e.newChecker(CheckOptions{Repair: true}, func(r Result) error {
+		e.log.Warn("catalog.db was not closed cleanly, and is damaged", "details", r.Details, "healed", r.RecoverySuccessful)
+		return nil
+	})
+	pos := position{Phase: phaseCatalog}
+	for pos.Phase == phaseCatalog {
+		if err := c.stepCatalog(ctx, &pos); err != nil {
+			return err
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // journalDamage reports damage to records, and heals the journal, once in a walk, if it may.
 func (c *checker) journalDamage(ctx context.Context, d *journal.DamageError) error {
 	r := c.e.result(Checksum, fmt.Sprintf("%s %d", journalID, d.First), "")

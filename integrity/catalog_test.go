@@ -33,6 +33,7 @@ func (w *world) editCatalog(statement string) {
 // TestReadsHealTheCatalog edits a row: the read that meets it fails, catalog.db is made anew while the store is open, and then everything is as it was.
 func TestReadsHealTheCatalog(t *testing.T) {
 	w := newWorld(t, volume.StorageHybrid)
+	w.opt.CompareAtStart = -1
 	body := noise(1, 1000)
 	w.put("/tasks/a", body)
 	for _, edit := range []string{"UPDATE inodes SET size = size + 1", "UPDATE extents SET blob_off = 1", "UPDATE dentries SET ino = ino + 1 WHERE name = CAST('a' AS BLOB)"} {
@@ -58,6 +59,7 @@ func TestReadsHealTheCatalog(t *testing.T) {
 // TestCheckComparesTheCatalog takes rows away that no read would miss: the check of the store finds it, and makes it good only if it may.
 func TestCheckComparesTheCatalog(t *testing.T) {
 	w := newWorld(t, volume.StorageFile)
+	w.opt.CompareAtStart = -1
 	body := noise(1, 1000)
 	w.put("/logs/a", body)
 	w.put("/logs/b", noise(2, 100))

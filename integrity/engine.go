@@ -20,6 +20,7 @@ import (
 const (
 	defaultInterval = 7 * 24 * time.Hour
 	defaultSlice    = 5 * time.Minute
+	defaultAtStart  = 50_000
 	// workNice is the niceness of the background work's threads: programs that wait come first.
 	workNice = 19
 	// maxQueue bounds the blobs that wait for parity or a second copy; what does not fit is found by the scrub.
@@ -42,6 +43,9 @@ type Options struct {
 	// Interval is within which everything is to be scrubbed once, Slice how often the scrub does a part of it; defaults a week and five minutes.
 	Interval time.Duration
 	Slice    time.Duration
+	// CompareAtStart: a catalog.db that was not closed cleanly is compared with the journal before New returns when the store has at most so many records, else as soon as
+	// Start was called. Default 50,000; negative: only the scrub compares.
+	CompareAtStart int64
 }
 
 // Engine heals, checks and scrubs one volume. Its methods may be called concurrently. Close comes before the volume's Close.
@@ -94,6 +98,7 @@ const (
 	taskLost                     // try harder than a read can, then roll back what may be
 	taskLook                     // somebody has touched its files
 	taskCatalog                  // catalog.db is damaged; of no blob
+	taskCompare                  // catalog.db may lack rows; of no blob
 )
 
 // flight is a heal that is under way, whoever asked for it.
@@ -116,6 +121,9 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	}
 	if opt.Slice <= 0 {
 		opt.Slice = defaultSlice
+	}
+	if opt.CompareAtStart == 0 {
+		opt.CompareAtStart = defaultAtStart
 	}
 	guarded, ok := opt.Volume.Blobs().(blobstore.Guarded)
 	if !ok {
@@ -144,6 +152,9 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	e.vol.SetGuard(e)
 	if e.cat.Damaged() {
 		e.CatalogDamaged(nil)
+	}
+	if err := e.compareAtStart(ctx); err != nil {
+		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil
 }
@@ -310,6 +321,9 @@ func (e *Engine) work(ctx context.Context) {
 func (e *Engine) do(ctx context.Context, t task) error {
 	if t.kind == taskCatalog {
 		return e.mendCatalog(ctx, "a read met a row or page that is damaged")
+	}
+	if t.kind == taskCompare {
+		return e.compareCatalog(ctx, e.pace(fullActive, 1))
 	}
 	if err := e.cat.Pin(ctx, t.ref.Hash); err != nil {
 		return err

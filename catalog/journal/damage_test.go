@@ -387,3 +387,32 @@ func TestErrorTexts(t *testing.T) {
 		t.Fatal("a test wrote into the package")
 	}
 }
+
+// A record that somebody has changed, checksums included, does not continue the chain. Heal leaves it, and says so.
+func TestHealKnowsTheChain(t *testing.T) {
+	files := build(t, 8, 1<<20, true)
+	m := load(files)
+	l := mustOpen(t, Options{Dir: "store/journal", FS: m})
+	node := m.names["store/journal/"+segmentName(1)]
+	off := int64(headerSize)
+	for range 3 {
+		f, why := parseFrame(node.data[off:], marker(node.data[off:off+8]), castagnoli())
+		if why != "" {
+			t.Fatal(why)
+		}
+		off += f.size()
+	}
+	b := node.data[off:]
+	f, _ := parseFrame(b, marker(b[:8]), castagnoli())
+	b[frameSize]++
+	putDropped(b, f.flags, crc32.Checksum(b[frameSize:f.size()], castagnoli()))
+	seal(b, castagnoli())
+	forged := bytes.Clone(node.data)
+	rep, err := l.Heal(t.Context(), func(uint64, []byte) ([]byte, error) { return nil, errors.New("nobody has it") })
+	if err != nil || len(rep.Healed) > 0 || len(rep.Left) == 0 || rep.Left[0].First != 4 {
+		t.Fatalf("%+v %v", rep, err)
+	}
+	if !bytes.Equal(node.data, forged) {
+		t.Fatal("it was changed")
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,13 +61,20 @@ type healer struct {
 	open []*DamageError // Left whose end the next segment tells
 }
 
-func (h *healer) left(d DamageError) *DamageError {
+func (h *healer) left(d DamageError) {
 	d.Segment = h.seg.Name
 	h.rep.Left = append(h.rep.Left, &d)
-	return &d
 }
 
 func (h *healer) segment(ctx context.Context, s SegmentInfo, size int64) error {
+	f, err := h.l.fs.OpenFile(filepath.Join(h.l.dir, s.Name), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // what comes next tells what is missing
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
 	for _, d := range h.open {
 		d.Last = max(d.Last, s.First-1)
 	}
@@ -78,11 +86,6 @@ func (h *healer) segment(ctx context.Context, s SegmentInfo, size int64) error {
 		h.left(DamageError{Kind: Missing, First: h.next, Last: s.First - 1, Why: "the segment before it is missing or ends too early"})
 		h.next, h.linked = s.First, false
 	}
-	f, err := h.l.fs.OpenFile(filepath.Join(h.l.dir, s.Name), os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
 	have, err := f.Size()
 	if err != nil {
 		return err
@@ -123,9 +126,9 @@ func (h *healer) segment(ctx context.Context, s SegmentInfo, size int64) error {
 				continue
 			}
 		}
-		d := h.left(*w.damage(*g))
+		h.left(*w.damage(*g))
 		if g.open {
-			h.open = append(h.open, d)
+			h.open = append(h.open, h.rep.Left[len(h.rep.Left)-1])
 		}
 	}
 }

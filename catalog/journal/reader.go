@@ -1,7 +1,9 @@
 package journal
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -155,6 +157,10 @@ func (r *reader) close() {
 func (r *reader) open() error {
 	seg := r.segs[0]
 	f, size, err := openSegment(r.fs, r.dir, seg.Name)
+	if errors.Is(err, fs.ErrNotExist) { // it was there: what comes next tells what is missing
+		r.segs = r.segs[1:]
+		return nil
+	}
 	if err != nil {
 		return err
 	}
