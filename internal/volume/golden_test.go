@@ -70,6 +70,7 @@ func TestGolden(t *testing.T) {
 				} else {
 					return
 				}
+				closeStore(t, openStore(t, dir)) // which says that it is gone
 				got := describeDir(t, dir, false)
 				except := []string{"store", "counts", "tree", "xattr", "log", "version", "at", "record"} // how the blobs are packed may change
 				compareLines(t, "rebuilt with the small blobs", kinds(got, except...), kinds(want, except...))
