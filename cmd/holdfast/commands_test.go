@@ -316,7 +316,7 @@ func TestStatus(t *testing.T) {
 	}
 	for _, name := range []string{
 		"store", "id", "format", "storage", "created", "mounted", "mount", "files", "directories", "versions", "oldest_version", "version_bytes", "blobs", "unique_bytes",
-		"stored_bytes", "journal_bytes", "journal_seq", "synced_seq", "history", "open_files", "staged_bytes", "problems", "requests",
+		"stored_bytes", "journal_bytes", "journal_seq", "synced_seq", "history", "open_files", "staged_bytes", "health", "problems", "requests",
 	} {
 		if _, ok := fields[name]; !ok {
 			t.Errorf("status --json lacks %q", name)

@@ -221,6 +221,9 @@ func TestDamageAsAUser(t *testing.T) {
 	sh(t, p.dir, "cp '"+good+"' .integrity/manual/"+hash+"; cmp '"+good+"' status/lonely")
 	ok(t, "monitor", "status", "--store", p.store)
 	ok(t, "scrub", "start", "--wait", "--store", p.store)
+	if st := statusOf(t, p.store); st.Health == nil || !st.Health.Healthy || st.Health.LastCheck == nil || time.Since(*st.Health.LastCheck) > time.Hour {
+		t.Errorf("status: %+v", st.Health)
+	}
 	if got := ok(t, "recover", "--store", p.store); !strings.Contains(got, "nothing is damaged") {
 		t.Errorf("recover: %s", got)
 	}

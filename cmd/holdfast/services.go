@@ -22,6 +22,7 @@ type services struct {
 	closers    []func() error              // called in reverse
 
 	engine *integrity.Engine
+	keeper *backup.Keeper
 
 	stop    context.CancelFunc
 	stopped []chan struct{}
@@ -39,6 +40,7 @@ func newServices(ctx context.Context, vol *volume.Volume, log *slog.Logger) (_ *
 		return nil, err
 	}
 	keeper := backup.NewKeeper(backup.KeeperOptions{Store: vol, StoreID: vol.Settings().StoreID, Made: vol.Settings().Created, Places: vol.Backups, Log: log})
+	s.keeper = keeper
 	s.operations = append(s.operations, backupOperations(keeper)...)
 	if !vol.ReadOnly() {
 		s.background = append(s.background, keeper.Run)
@@ -87,6 +89,27 @@ func (s *services) start(ctx context.Context) {
 			run(ctx)
 		}()
 	}
+}
+
+// Health implements control.HealthReporter.
+func (s *services) Health(ctx context.Context) (control.Health, error) {
+	st, err := s.engine.Status(ctx)
+	if err != nil {
+		return control.Health{}, err
+	}
+	h := control.Health{Healthy: st.Healthy, Summary: st.Summary}
+	if t := st.Scrub.LastCycle; !t.IsZero() {
+		h.LastCheck = &t
+	}
+	if t := st.Scrub.OldestCheck; !t.IsZero() {
+		h.OldestCheck = &t
+	}
+	for _, b := range s.keeper.States() {
+		if b.Newest != nil && (h.NewestBackup == nil || b.Newest.After(*h.NewestBackup)) {
+			h.NewestBackup = b.Newest
+		}
+	}
+	return h, nil
 }
 
 // Operations implements control.Services.

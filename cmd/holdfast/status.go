@@ -149,6 +149,13 @@ func historyText(h control.HistoryCost) string {
 	return text
 }
 
+func sinceText(t *time.Time, never string) string {
+	if t == nil {
+		return never
+	}
+	return formatTime(*t)
+}
+
 func writeStatus(out io.Writer, st control.Status) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
@@ -170,6 +177,11 @@ func writeStatus(out io.Writer, st control.Status) error {
 	row("history", "%s", historyText(st.History))
 	row("contents", "%s in all versions, %s in %d blobs after deduplication, stored in %s", formatBytes(st.VersionBytes), formatBytes(st.UniqueBytes), st.Blobs, formatBytes(st.StoredBytes))
 	row("journal", "%s, %d records, %d on stable storage", formatBytes(st.JournalBytes), st.JournalSeq, st.SyncedSeq)
+	if h := st.Health; h != nil {
+		row("health", "%s", quoteAlways(h.Summary))
+		row("last check", "%s", sinceText(h.LastCheck, "not everything has been checked yet"))
+		row("last backup", "%s", sinceText(h.NewestBackup, "none"))
+	}
 	if st.OpenFiles > 0 {
 		row("open", "%d files, %s not yet a version", st.OpenFiles, formatBytes(st.StagedBytes))
 	}

@@ -22,6 +22,11 @@ type Services interface {
 	Close() error
 }
 
+// HealthReporter is what Services may be besides.
+type HealthReporter interface {
+	Health(ctx context.Context) (Health, error)
+}
+
 // Operation is something that a command can ask a store for by name. NewOperation makes one.
 type Operation struct {
 	Name string

@@ -99,6 +99,7 @@ type Status struct {
 	History       HistoryCost `json:"history"`
 	OpenFiles     int         `json:"open_files"`
 	StagedBytes   int64       `json:"staged_bytes"` // in memory, of files that are being written
+	Health        *Health     `json:"health"`       // of the data; nil when nobody looks after it
 	Problems      []string    `json:"problems"`     // what is wrong with the store, as far as is known; empty when nothing is
 
 	Requests map[string]uint64 `json:"requests"` // FUSE requests served since the mount, by operation; nil when not mounted
@@ -111,6 +112,15 @@ type HistoryCost struct {
 	Snapshots int        `json:"snapshots"`
 	Oldest    *time.Time `json:"oldest_moment"` // that is kept as a whole where no directory has a policy of its own; nil in an empty store
 	Horizon   *time.Time `json:"horizon"`       // every moment since is kept there; nil: nothing was thinned yet
+}
+
+// Health says how the data is.
+type Health struct {
+	Healthy      bool       `json:"healthy"`
+	Summary      string     `json:"summary"`       // one line
+	LastCheck    *time.Time `json:"last_check"`    // end of the last check of everything; nil: there was none yet
+	OldestCheck  *time.Time `json:"oldest_check"`  // nothing was checked longer ago; nil: not everything was checked yet
+	NewestBackup *time.Time `json:"newest_backup"` // in any place of the settings; nil: there is none
 }
 
 // Mount describes a mount and the daemon that serves it.

@@ -70,6 +70,13 @@ func (l *Local) Status(ctx context.Context) (Status, error) {
 		JournalBytes: st.JournalBytes, JournalSeq: uint64(st.Seq), SyncedSeq: uint64(st.Synced),
 		OpenFiles: st.OpenFiles, StagedBytes: st.Staged, Problems: []string{},
 	}
+	if r, ok := l.services.(HealthReporter); ok {
+		h, err := r.Health(ctx)
+		if err != nil {
+			return Status{}, err
+		}
+		out.Health = &h
+	}
 	if out.History, err = l.historyCost(ctx, st); err != nil {
 		return Status{}, err
 	}
