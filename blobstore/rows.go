@@ -51,6 +51,8 @@ type rows struct {
 	opt     Options
 	codec   *codec
 	db      *sqldb.DB
+	page    int   // of a new database, in bytes
+	rebuilt error // why Open made the database anew
 	blocks  *lru[blockKey, []byte]
 	layouts *lru[Hash, *layout]
 	repair  chan struct{} // as files.rebuild
@@ -96,16 +98,34 @@ func openRows(ctx context.Context, opt Options, c *codec, blocks *lru[blockKey, 
 	if opt.Mode == ModeDatabase {
 		page = 16384 // large bodies span fewer pages
 	}
-	db, err := sqldb.Open(ctx, sqldb.Options{Path: opt.storePath(rowsFile), ReadOnly: opt.ReadOnly, Schema: rowsSchema, Version: rowsVersion, PageSize: page})
+	s := &rows{opt: opt, codec: c, page: page, blocks: blocks, layouts: newLRU[Hash, *layout](layoutBytes), repair: make(chan struct{}, 1), turns: make(chan struct{}, 1)}
+	if !opt.ReadOnly {
+		if err := removeDB(opt.storePath(freshFile)); err != nil {
+			return nil, err
+		}
+	}
+	err := s.open(ctx)
+	if errors.Is(err, sqldb.ErrCorrupt) && !opt.ReadOnly {
+		s.rebuilt = err
+		if err = remakeRows(ctx, opt, page, err); err == nil {
+			err = s.open(ctx)
+		}
+	}
 	if err != nil {
 		return nil, rowErr(err)
 	}
-	s := &rows{opt: opt, codec: c, db: db, blocks: blocks, layouts: newLRU[Hash, *layout](layoutBytes), repair: make(chan struct{}, 1), turns: make(chan struct{}, 1)}
-	if err := s.prepare(ctx); err != nil {
-		db.Close()
-		return nil, rowErr(err)
-	}
 	return s, nil
+}
+
+func (s *rows) open(ctx context.Context) (err error) {
+	s.db, err = sqldb.Open(ctx, sqldb.Options{Path: s.opt.storePath(rowsFile), ReadOnly: s.opt.ReadOnly, Schema: rowsSchema, Version: rowsVersion, PageSize: s.page})
+	if err != nil {
+		return err
+	}
+	if err := s.prepare(ctx); err != nil {
+		return errors.Join(err, s.db.Close())
+	}
+	return nil
 }
 
 // rowErr makes damage of the database damage of the store as well.

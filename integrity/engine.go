@@ -68,6 +68,10 @@ type Engine struct {
 	stop    context.CancelFunc
 	workers sync.WaitGroup
 
+	rowsTurn sync.Mutex // guards the next two
+	rowsSeen time.Time  // when a heal last looked at the structure of blobs.db
+	rowsMade bool       // and whether it was made anew then
+
 	mu       sync.Mutex
 	closed   bool
 	started  bool
@@ -153,6 +157,7 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	if e.cat.Damaged() {
 		e.CatalogDamaged(nil)
 	}
+	e.startedAnew(ctx)
 	if err := e.compareAtStart(ctx); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}

@@ -100,6 +100,12 @@ func (e *Engine) mend(ctx context.Context, ref blobstore.Ref) error {
 	r.Passed, r.Details, r.RecoveryAttempted = false, damage.Error(), true
 	e.tell(EventDamage, id, r.Path, "damage found: "+r.Details)
 	source, quarantined, err := e.try(ctx, ref, found, e.remedies(ref, found, false), r.Path)
+	if err != nil && ctx.Err() == nil {
+		// A database whose structure is damaged takes nothing in, or loses it again.
+		if anew, _ := e.rebuildBlobs(ctx); anew {
+			source, _, err = e.try(ctx, ref, nil, e.remedies(ref, nil, false), r.Path)
+		}
+	}
 	r.RecoverySuccessful = err == nil
 	if ctx.Err() != nil {
 		return ctx.Err()

@@ -91,6 +91,11 @@ func (c *checker) step(ctx context.Context, pos *position) error {
 
 // stepBlobs checks blobs in the order of their names, and sees that each has what its level promises.
 func (c *checker) stepBlobs(ctx context.Context, pos *position) error {
+	if pos.Hash == (blobstore.Hash{}) {
+		if err := c.sound(ctx); err != nil {
+			return err
+		}
+	}
 	page, err := c.e.cat.Blobs(ctx, pos.Hash, stepBlobs)
 	if err != nil {
 		pos.next(phaseSecond)
@@ -167,8 +172,11 @@ func (c *checker) stepSecond(ctx context.Context, pos *position) error {
 			c.e.SecondCopy(err)
 			err = nil
 		}
-		if errors.Is(err, blobstore.ErrNotFound) {
+		switch {
+		case errors.Is(err, blobstore.ErrNotFound):
 			err = nil
+		case isDamage(err) && ctx.Err() == nil:
+			return c.failed(ctx, c.e.result(Checksum, blobsDB, ""), "second copies: "+err.Error())
 		}
 		return err
 	}

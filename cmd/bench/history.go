@@ -375,7 +375,7 @@ func runPastRestore(ctx context.Context, t *turn, s *served) (map[string]float64
 
 // isHistory says whether a row is one of those that only Holdfast has.
 func isHistory(row string) bool {
-	return slices.ContainsFunc(historyWorkloads(), func(w workload) bool {
+	return slices.ContainsFunc(slices.Concat(historyWorkloads(), integrityWorkloads()), func(w workload) bool {
 		return slices.ContainsFunc(w.rows, func(d rowDef) bool { return d.Name == row })
 	})
 }

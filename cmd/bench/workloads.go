@@ -95,7 +95,7 @@ type workload struct {
 }
 
 func workloads() []workload {
-	return slices.Concat(smallWorkloads(), largeWorkloads(), historyWorkloads())
+	return slices.Concat(smallWorkloads(), largeWorkloads(), historyWorkloads(), integrityWorkloads())
 }
 
 // single is a workload of one job whose rate of operations is its only row.

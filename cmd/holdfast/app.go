@@ -59,7 +59,7 @@ func (e *env) app() *cli.App {
 		e.initCommand(), e.mountCommand(), e.umountCommand(), e.statusCommand(), e.logCommand(), e.catCommand(),
 		e.putCommand(), e.getCommand(), e.lsCommand(), e.rmCommand(), e.snapshotCommand(), e.diffCommand(), e.restoreCommand(),
 		e.undoCommand(), e.retentionCommand(), e.gcCommand(), e.backupCommand(), e.checkCommand(), e.levelCommand(), e.scrubCommand(),
-		e.recoverCommand(), e.monitorCommand(), e.auditCommand(), e.versionCommand(),
+		e.recoverCommand(), e.monitorCommand(), e.drillCommand(), e.auditCommand(), e.versionCommand(),
 	} {
 		app.Commands = append(app.Commands, e.command(s))
 	}

@@ -10,6 +10,7 @@ import (
 	"holdfast/catalog"
 	"holdfast/integrity"
 	"holdfast/integrity/audit"
+	"holdfast/integrity/drill"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
 	"holdfast/snapshots/backup"
@@ -55,6 +56,7 @@ func exitCode(err error) int {
 		{blobstore.ErrNotFound, exitDamage}, // a blob that the catalog names
 		{catalog.ErrDamaged, exitDamage},
 		{errDamageFound, exitDamage},
+		{drill.ErrFailed, exitDamage},
 		{integrity.ErrNotHealed, exitDamage},
 		{audit.ErrTampered, exitDamage},
 		{audit.ErrMalformed, exitDamage}, // what is no evidence proves nothing

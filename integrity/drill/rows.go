@@ -281,7 +281,7 @@ func (d *draw) whose(c *sqldb.Conn, t *tableInfo, row []value) error {
 func (d *draw) database(name string, c contentDamage) error {
 	d.in.level = allLevels
 	// What is in it is elsewhere too, but for large contents in the storage database.
-	d.in.heals = name == "catalog.db"
+	d.in.heals = name != "blobs.db" || d.storage == volume.StorageHybrid
 	d.in.noState = strings.HasPrefix(name, "second")
 	return d.useful(name, name, c)
 }

@@ -1,0 +1,113 @@
+package integrity
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"holdfast/blobstore"
+	"holdfast/internal/volume"
+)
+
+const (
+	blobsDB = "blobs.db"
+	// rebuildAgain is how long a heal that has failed does not look at the structure of blobs.db again, which means reading all of it.
+	rebuildAgain = 10 * time.Second
+)
+
+// startedAnew notes that the start had to make blobs.db anew.
+func (e *Engine) startedAnew(ctx context.Context) {
+	b, ok := e.blobs.(blobstore.Rebuilder)
+	if !ok || b.Rebuilt() == nil {
+		return
+	}
+	e.rebuiltResult(ctx, "", b.Rebuilt(), nil)
+}
+
+// rebuiltResult records that blobs.db, of the store or of the second copies, was made anew, or why it could not be.
+func (e *Engine) rebuiltResult(ctx context.Context, where string, cause, err error) Result {
+	r := e.result(Checksum, blobsDB, "")
+	r.Passed, r.Details, r.RecoveryAttempted, r.RecoverySuccessful = false, where+cause.Error(), true, err == nil
+	a := Attempt{Time: r.Timestamp, DataID: blobsDB, Strategy: ChecksumMatch, Source: "its rows that can be read", Successful: err == nil, Took: e.now().Sub(r.Timestamp)}
+	if err != nil {
+		a.Details = err.Error()
+	}
+	e.record(ctx, &a)
+	e.note(ctx, &r)
+	if err == nil {
+		e.tell(EventHealed, blobsDB, "", where+"blobs.db was made anew; what it lacks is healed when it is met")
+	}
+	return r
+}
+
+// rebuildBlobs makes blobs.db anew when its structure is damaged, so that a heal that has failed may be tried again. It says whether it did.
+func (e *Engine) rebuildBlobs(ctx context.Context) (bool, error) {
+	b, ok := e.blobs.(blobstore.Rebuilder)
+	if !ok || e.vol.ReadOnly() {
+		return false, nil
+	}
+	e.rowsTurn.Lock()
+	defer e.rowsTurn.Unlock()
+	if !e.rowsSeen.IsZero() && e.now().Sub(e.rowsSeen) < rebuildAgain {
+		return e.rowsMade, nil
+	}
+	done, err := rebuild(ctx, b, func(cause, err error) { e.rebuiltResult(ctx, "", cause, err) })
+	e.rowsSeen, e.rowsMade = e.now(), done
+	return done, err
+}
+
+func rebuild(ctx context.Context, b blobstore.Rebuilder, tell func(cause, err error)) (bool, error) {
+	cause := b.Sound(ctx)
+	if !isDamage(cause) {
+		return false, cause
+	}
+	done, err := b.Rebuild(ctx)
+	tell(cause, err)
+	return done, err
+}
+
+// sound checks the structure of blobs.db, in the store and in the place of the second copies, before the blobs are: what then is missing is made up for on the way.
+func (c *checker) sound(ctx context.Context) error {
+	e := c.e
+	if b, ok := e.blobs.(blobstore.Rebuilder); ok {
+		if err := c.soundOne(ctx, "", b); err != nil {
+			return err
+		}
+	}
+	err := e.vol.Second().With(ctx, func(s blobstore.Store) error {
+		b, ok := s.(blobstore.Rebuilder)
+		if !ok {
+			return nil
+		}
+		if b.Rebuilt() != nil {
+			e.log.Warn("blobs.db of the second copies was made anew", "cause", b.Rebuilt())
+		}
+		return c.soundOne(ctx, "second copies: ", b)
+	})
+	if errors.Is(err, volume.ErrSecond) || errors.Is(err, blobstore.ErrNotFound) {
+		return nil // stepSecond says so
+	}
+	return err
+}
+
+func (c *checker) soundOne(ctx context.Context, where string, b blobstore.Rebuilder) error {
+	cause := b.Sound(ctx)
+	switch {
+	case cause == nil:
+		return nil
+	case !isDamage(cause):
+		return cause
+	case !c.o.Repair:
+		return c.failed(ctx, c.e.result(Checksum, blobsDB, ""), where+cause.Error())
+	}
+	_, err := b.Rebuild(ctx)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	r := c.e.rebuiltResult(ctx, where, cause, err)
+	c.sum.Failed++
+	if err == nil {
+		c.sum.Healed++
+	}
+	return c.fn(r)
+}
