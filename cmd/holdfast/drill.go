@@ -52,6 +52,9 @@ func (e *env) runDrill(ctx context.Context, c *cli.Context) (err error) {
 		defer func() { err = errors.Join(err, v.Close(context.WithoutCancel(ctx))) }()
 		o.Source = v
 	}
+	o.Problem = func(p drill.Problem) {
+		fmt.Fprintf(e.stderr, "exercise %d: %s: %s\n", p.Number, p.What, p.Damage)
+	}
 	if e.stderrIsTerminal() {
 		o.Progress = func(done, of int) { fmt.Fprintf(e.stderr, "\r%d of %d damages", done, of) }
 		defer fmt.Fprint(e.stderr, "\r\x1b[K")

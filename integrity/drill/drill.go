@@ -45,6 +45,7 @@ type Options struct {
 	Keep     bool
 	Log      *slog.Logger // of the scratch stores; default: discards
 	Progress func(done, of int)
+	Problem  func(Problem) // called with each as it is found
 }
 
 // Row counts what became of the damages of one kind, storage and level.
@@ -273,6 +274,11 @@ func (d *drill) note(r *run) {
 	}
 	d.alarms += r.alarms
 	d.problems = append(d.problems, r.problems...)
+	if d.o.Problem != nil {
+		for _, p := range r.problems {
+			d.o.Problem(p)
+		}
+	}
 	d.checks = append(d.checks, r.checkTook)
 	d.heals = append(d.heals, r.healsTook...)
 	d.done += len(r.injected)
