@@ -20,7 +20,7 @@ import (
 const (
 	defaultInterval = 7 * 24 * time.Hour
 	defaultSlice    = 5 * time.Minute
-	defaultAtStart  = 50_000
+	defaultAtStart  = 20_000
 	// workNice is the niceness of the background work's threads: programs that wait come first.
 	workNice = 19
 	// maxQueue bounds the blobs that wait for parity or a second copy; what does not fit is found by the scrub.
@@ -44,7 +44,7 @@ type Options struct {
 	Interval time.Duration
 	Slice    time.Duration
 	// CompareAtStart: a catalog.db that was not closed cleanly is compared with the journal before New returns when the store has at most so many records, else as soon as
-	// Start was called. Default 50,000; negative: only the scrub compares.
+	// Start was called. Default 20,000; negative: only the scrub compares.
 	CompareAtStart int64
 }
 
