@@ -196,6 +196,9 @@ func (d *draw) edit(c *sqldb.Conn, t *tableInfo, n int, row []value, inserts boo
 	if !inserts && t.columns[col] == "body" && row[col].kind == "null" {
 		return errAgain // the content is in rows of its own, and nothing reads this
 	}
+	if !inserts && t.name == "blob" && t.columns[col] == "id" && row[len(row)-1].kind != "null" {
+		return errAgain // nothing else refers to it
+	}
 	how := d.rnd.IntN(6)
 	if how == 1 && !inserts {
 		how = 2
