@@ -61,6 +61,9 @@ func (e *env) runDrill(ctx context.Context, c *cli.Context) (err error) {
 	}
 	rep, err := drill.Run(ctx, o)
 	if err != nil {
+		if rep.Total.Damages > 0 && !c.Bool("json") { // what an interrupted one has found out so far
+			err = errors.Join(err, drillTable(e.stdout, &rep))
+		}
 		return err
 	}
 	if c.Bool("json") {
