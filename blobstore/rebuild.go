@@ -30,8 +30,9 @@ const (
 	// A batch of rows that are copied.
 	salvageRows  = 256
 	salvageBytes = 4 << 20
-	// missesInARow ends the search for rows behind the last one that was found.
-	missesInARow = 20_000
+	// The search for rows ends behind so many numbers that no row has, or to which damage leads.
+	missesInARow  = 2_000
+	damagedInARow = 200_000
 )
 
 func (s *store) rowsPlace() *rows {
@@ -258,16 +259,24 @@ func (s *salvage) run(ctx context.Context) error {
 	}
 	if low == math.MinInt64 {
 		low = 0
+		if gone, err := s.rootGone(ctx); err != nil || gone {
+			return errors.Join(err, s.flush(ctx))
+		}
 	}
-	for id, misses := low+1, 0; id < high; id++ {
-		found, err := s.one(ctx, id)
+	for id, none, bad := low+1, 0, 0; id < high; id++ {
+		found, corrupt, err := s.one(ctx, id)
 		if err != nil {
 			return err
 		}
-		if misses++; found {
-			misses = 0
+		switch {
+		case found:
+			none, bad = 0, 0
+		case corrupt:
+			bad++
+		default:
+			none++
 		}
-		if high == math.MaxInt64 && misses >= missesInARow {
+		if high == math.MaxInt64 && (none >= missesInARow || bad >= damagedInARow) {
 			break
 		}
 	}
@@ -310,8 +319,19 @@ func (s *salvage) scan(ctx context.Context, at int64, down bool) (last int64, wh
 	}
 }
 
-// one copies a single row, if it can be read.
-func (s *salvage) one(ctx context.Context, id int64) (found bool, err error) {
+// rootGone says whether there is no way to any row.
+func (s *salvage) rootGone(ctx context.Context) (bool, error) {
+	for id := int64(1); id < 1<<40; id *= 4 {
+		found, corrupt, err := s.one(ctx, id)
+		if err != nil || found || !corrupt {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// one copies a single row, if it is there, or says that what leads to it is damaged.
+func (s *salvage) one(ctx context.Context, id int64) (found, corrupt bool, err error) {
 	err = s.from.Read(ctx, func(c *sqldb.Conn) error {
 		st := c.Prep("SELECT "+s.columns+" FROM "+s.table+" WHERE id = ?").BindInt64(1, id)
 		if found, err = st.Step(); err != nil || !found {
@@ -321,12 +341,12 @@ func (s *salvage) one(ctx context.Context, id int64) (found bool, err error) {
 		return nil
 	})
 	if errors.Is(err, sqldb.ErrCorrupt) {
-		return false, nil
+		return false, true, nil
 	}
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
-	return found, s.flushFull(ctx)
+	return found, false, s.flushFull(ctx)
 }
 
 func (s *salvage) width() int {

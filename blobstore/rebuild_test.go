@@ -21,7 +21,7 @@ func TestRebuild(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	bodies := make(map[Hash][]byte)
 	var items []Item
-	for i := range 12 {
+	for i := range 8 {
 		p := make([]byte, 2000+i*3000)
 		for j := range p {
 			p[j] = byte(r.Uint32())
@@ -90,8 +90,11 @@ func TestRebuild(t *testing.T) {
 			most = len(items) // the root of a table
 		}
 		try(fmt.Sprint("zeroed-", at/page), p, most)
-		try(fmt.Sprint("cut-", at/page), whole[:at], len(items))
-		try(fmt.Sprint("cut-in-", at/page), whole[:at+1000], len(items))
+		if at/page%2 == 0 {
+			try(fmt.Sprint("cut-", at/page), whole[:at], len(items))
+		} else {
+			try(fmt.Sprint("cut-in-", at/page), whole[:at+1000], len(items))
+		}
 	}
 }
 
@@ -101,7 +104,7 @@ func TestRebuildKeepsWhatCanBeRead(t *testing.T) {
 	dir := t.TempDir()
 	s := openMode(t, dir, ModeHybrid)
 	var items []Item
-	for i := range 3000 {
+	for i := range 1200 {
 		p := fmt.Appendf(nil, "content %d", i)
 		items = append(items, Item{Ref: refTo(p), Data: p})
 	}
@@ -129,7 +132,7 @@ func TestRebuildKeepsWhatCanBeRead(t *testing.T) {
 			lost++
 		}
 	}
-	if lost > 100 {
+	if lost > 60 {
 		t.Errorf("a page of 4 KiB cost %d of %d contents", lost, len(items))
 	}
 }
