@@ -1,11 +1,13 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"holdfast/blobstore"
 	"holdfast/snapshots/backup"
 )
 
@@ -37,6 +39,11 @@ func TestBackupAsAUser(t *testing.T) {
 	states := lines[backup.State](t, ok(t, "backup", "status", "--store", p.store, "--json"))
 	if len(states) != 1 || states[0].Path != filepath.Join(p.store, "backup") || states[0].Newest == nil || states[0].LastError != "" || states[0].Level != "critical" {
 		t.Errorf("%+v", states)
+	}
+	var side blobstore.Sidecar
+	large, err := filepath.Glob(filepath.Join(p.store, "blobs/*/*.json"))
+	if err != nil || len(large) != 1 || json.Unmarshal([]byte(read(t, large[0])), &side) != nil || side.BackupCount == 0 || side.LastBackup == nil {
+		t.Errorf("the sidecars %v do not say that they are backed up: %+v, %v", large, side, err)
 	}
 	as(t, "agent-2", p.dir+"/tasks", "echo more > later")
 	ok(t, "umount", p.dir)
@@ -73,7 +80,7 @@ func TestBackupAsAUser(t *testing.T) {
 	fails(t, exitFailure, []string{"backup list"}, "backup", "rm", "../../x", "--place", place)
 
 	// Damage is found, named, and told by the exit code.
-	large, err := filepath.Glob(filepath.Join(place, "blobs/*/*.json"))
+	large, err = filepath.Glob(filepath.Join(place, "blobs/*/*.json"))
 	if err != nil || len(large) != 1 {
 		t.Fatal(large, err)
 	}

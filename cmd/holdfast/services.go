@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"time"
 
+	"holdfast/blobstore"
 	"holdfast/catalog"
 	"holdfast/integrity"
 	"holdfast/internal/control"
@@ -39,7 +41,8 @@ func newServices(ctx context.Context, vol *volume.Volume, log *slog.Logger) (_ *
 	if err := s.addIntegrity(ctx, vol, log); err != nil {
 		return nil, err
 	}
-	keeper := backup.NewKeeper(backup.KeeperOptions{Store: vol, StoreID: vol.Settings().StoreID, Made: vol.Settings().Created, Places: vol.Backups, Log: log})
+	keeper := backup.NewKeeper(backup.KeeperOptions{Store: vol, StoreID: vol.Settings().StoreID, Made: vol.Settings().Created, Places: vol.Backups,
+		Marks: backupMarks{vol.Blobs()}, Log: log})
 	s.keeper = keeper
 	s.operations = append(s.operations, backupOperations(keeper)...)
 	if !vol.ReadOnly() {
@@ -89,6 +92,27 @@ func (s *services) start(ctx context.Context) {
 			run(ctx)
 		}()
 	}
+}
+
+// backupMarks says in the sidecars of a store which blobs are backed up.
+type backupMarks struct{ blobs blobstore.Store }
+
+// MarkBackedUp counts one more backup of each blob. One that has gone meanwhile is passed over; one that cannot be marked does not keep the others from it.
+func (m backupMarks) MarkBackedUp(ctx context.Context, hashes []blobstore.Hash, at time.Time) error {
+	var first error
+	for _, h := range hashes {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		sc, err := m.blobs.Sidecar(ctx, h)
+		if err == nil {
+			err = m.blobs.SetBackup(ctx, h, sc.BackupCount+1, at)
+		}
+		if err != nil && !errors.Is(err, blobstore.ErrNotFound) && first == nil {
+			first = err
+		}
+	}
+	return first
 }
 
 // Health implements control.HealthReporter.
