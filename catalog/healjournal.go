@@ -20,6 +20,12 @@ type JournalReport struct {
 	Why        string `json:"why"`
 }
 
+// JournalHeaders checks the headers of the journal's segments, which Records does not where they cost no record: see journal.Log.Headers.
+func (c *Catalog) JournalHeaders(ctx context.Context) ([]*journal.DamageError, error) {
+	list, err := c.j.Headers(ctx)
+	return list, failed("check the journal", err)
+}
+
 // HealJournal looks for damage in the whole journal and heals what can be proved to be what was written: bodies of small blobs from the blobstore, single flipped
 // bits, headers of segments. What cannot be healed stays reported, now and by every later reading; the state that catalog.db has from those records is
 // saved in a checkpoint, if its rows are intact, so that a rebuild does not need them. ErrReadOnly.

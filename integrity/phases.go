@@ -286,6 +286,17 @@ func (e *Engine) mendSecond(ctx context.Context, ref blobstore.Ref, found []blob
 
 // stepJournal reads records: frames, hashes, and the chain from one to the next.
 func (c *checker) stepJournal(ctx context.Context, pos *position) error {
+	if pos.Seq == 0 {
+		headers, err := c.e.cat.JournalHeaders(ctx)
+		if err != nil {
+			return err
+		}
+		for _, d := range headers {
+			if err := c.journalDamage(ctx, d); err != nil {
+				return err
+			}
+		}
+	}
 	enough := errors.New("enough")
 	n := 0
 	err := c.e.cat.Records(ctx, pos.Seq+1, func(r catalog.Record) error {

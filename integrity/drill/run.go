@@ -87,9 +87,11 @@ func (r *run) inject() error {
 		var err error
 		for try := 0; ; try++ {
 			d.in = injection{silent: r.kind.silent}
+			hit := maps.Clone(d.hit)
 			if err = r.kind.draw(d); !errors.Is(err, errAgain) || try == 1000 {
 				break
 			}
+			d.hit = hit
 		}
 		if errors.Is(err, errAgain) && len(r.injected) > 0 {
 			return nil // nothing is left that could be damaged independently
