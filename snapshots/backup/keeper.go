@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -183,7 +184,11 @@ func (k *Keeper) makeIn(ctx context.Context, b volume.Backup, o CreateOptions) (
 	return res, nil
 }
 
+// note remembers the outcome for a place of the settings; of others nothing is kept.
 func (k *Keeper) note(b volume.Backup, err error) {
+	if !slices.ContainsFunc(k.places(), func(known volume.Backup) bool { return known.Path == b.Path }) {
+		return
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	s := &State{}

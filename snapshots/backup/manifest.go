@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -27,6 +26,8 @@ const (
 	maxLine    = 8 << 20
 	maxExtents = 8 << 10
 	maxPath    = 1 << 16
+	// maxFile bounds the extents of one file, which are in memory together.
+	maxFile = 1 << 21
 )
 
 // ErrDamaged: a manifest, or a blob that it names, is not what was written.
@@ -165,6 +166,9 @@ func (m *manifestWriter) line(v any) error {
 }
 
 func (m *manifestWriter) add(e Entry, extents []catalog.Extent) error {
+	if len(extents) > maxFile {
+		return fmt.Errorf("%s: %w: it has %d extents, a backup can have %d of a file; copy it, which makes them fewer", e.Path, catalog.ErrTooBig, len(extents), maxFile)
+	}
 	m.total.Entries++
 	if e.Mode&unix.S_IFMT == unix.S_IFREG && e.Link == "" {
 		m.total.Files++
@@ -275,8 +279,8 @@ func (m *manifestReader) Next() (Entry, error) {
 			m.next = more
 			return *e, nil
 		}
-		if more.Path != e.Path || len(e.Extents) > math.MaxInt32 {
-			return Entry{}, fmt.Errorf("%w: %q goes on where it should not", ErrDamaged, more.Path)
+		if more.Path != e.Path || len(e.Extents)+len(more.Extents) > maxFile {
+			return Entry{}, fmt.Errorf("%w: %q goes on where it should not, or has more than %d extents", ErrDamaged, more.Path, maxFile)
 		}
 		e.Extents = append(e.Extents, more.Extents...)
 	}
