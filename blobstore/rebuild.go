@@ -33,6 +33,8 @@ const (
 	// The search for rows ends behind so many numbers that no row has, or to which damage leads.
 	missesInARow  = 2_000
 	damagedInARow = 200_000
+	blobTable     = "blob"
+	hashColumn    = 10 // of what is copied of it
 )
 
 func (s *store) rowsPlace() *rows {
@@ -56,7 +58,7 @@ func (s *store) Sound(ctx context.Context) error {
 
 // unsound is nil when the structure of the database is intact. SQLite's own check does not mind a last page that is cut, which it can neither read nor write.
 func (s *rows) unsound(ctx context.Context) error {
-	if err := s.db.QuickCheck(ctx); err != nil {
+	if err := s.db.FullCheck(ctx); err != nil {
 		return err
 	}
 	fi, err := os.Stat(s.opt.storePath(rowsFile))
@@ -182,7 +184,7 @@ func fillFresh(ctx context.Context, opt Options, path, fresh string, page int) (
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
 	for _, t := range []struct{ table, columns, marks string }{
-		{"blob", columnList + ", hash, body", "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"},
+		{blobTable, columnList + ", hash, body", "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"},
 		{"large", "id, first, hashes", "?, ?, ?"},
 		{"block", "id, body", "?, ?"},
 		{"parity", "id, hash, n, body", "?, ?, ?, ?"},
@@ -395,6 +397,9 @@ func (s *salvage) flush(ctx context.Context) error {
 	s.batch, s.bytes = nil, 0
 	return s.to.Write(ctx, func(c *sqldb.Conn) error {
 		for _, row := range batch {
+			if err := s.rename(ctx, row); err != nil {
+				return err
+			}
 			st := c.Prep(s.insert)
 			for i := range row {
 				switch x := &row[i]; {
@@ -414,4 +419,32 @@ func (s *salvage) flush(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// rename gives a blob the name that the index has for its row, when its sum is right with that, and not with the name in the row.
+func (s *salvage) rename(ctx context.Context, row salvaged) error {
+	if s.table != blobTable {
+		return nil
+	}
+	name := row[hashColumn].p
+	k := columns{size: row[1].n, stored: row[2].n, zstd: row[3].n, level: row[4].n, version: row[5].n, time: row[6].n, backups: row[7].n, lastBackup: row[8].n, check: row[9].n}
+	if len(name) == len(Hash{}) && k.sum(Hash(name)) == k.check {
+		return nil
+	}
+	err := s.from.Read(ctx, func(c *sqldb.Conn) error {
+		st := c.Prep("SELECT hash FROM blob INDEXED BY sqlite_autoindex_blob_1 WHERE +id = ?").BindInt64(1, row[0].n)
+		ok, err := st.Step()
+		if err != nil || !ok {
+			return err
+		}
+		var h Hash
+		if err := st.WantBytes(0, h[:]); err == nil && k.sum(h) == k.check {
+			row[hashColumn].p = h[:]
+		}
+		return st.Done()
+	})
+	if errors.Is(err, sqldb.ErrCorrupt) {
+		err = nil
+	}
+	return err
 }

@@ -137,6 +137,42 @@ func TestRebuildKeepsWhatCanBeRead(t *testing.T) {
 	}
 }
 
+// TestRebuildTakesTheNameOfTheIndex flips a bit in the name of a row, which the index still has as it was.
+func TestRebuildTakesTheNameOfTheIndex(t *testing.T) {
+	ctx := context.Background()
+	dir := t.TempDir()
+	s := openMode(t, dir, ModeHybrid)
+	body := []byte("content")
+	ref := refTo(body)
+	if err := errors.Join(s.PutBatch(ctx, []Item{{Ref: ref, Data: body}, {Ref: refTo([]byte("x")), Data: []byte("x")}}), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, rowsFile)
+	p, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(p, append(bytes.Clone(ref.Hash[:]), byte(len(body)))) // in the row its size follows
+	if at < 0 {
+		t.Fatal("there is no such row")
+	}
+	p[at] ^= 1
+	if err := os.WriteFile(path, p, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = openMode(t, dir, ModeHybrid)
+	defer s.Close()
+	if err := s.(Rebuilder).Sound(ctx); !errors.Is(err, ErrDamaged) {
+		t.Fatal(err)
+	}
+	if anew, err := s.(Rebuilder).Rebuild(ctx); err != nil || !anew {
+		t.Fatal(anew, err)
+	}
+	if err := s.Verify(ctx, ref); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestTidy removes blocks that no blob has.
 func TestTidy(t *testing.T) {
 	ctx := context.Background()

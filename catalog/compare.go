@@ -164,12 +164,40 @@ func (c *Catalog) compareSlice(ctx context.Context, m *comparison, max int, foun
 	done = m.table >= tableCount
 	if err == nil && done {
 		// All rows are right; what leads to them may not be.
-		if err = c.db.QuickCheck(ctx); errors.Is(err, sqldb.ErrCorrupt) {
+		if err = c.db.QuickCheck(ctx); err == nil {
+			err = c.compareSchema(ctx, m.s.db)
+		}
+		if errors.Is(err, sqldb.ErrCorrupt) {
 			found(Finding{Table: "index", Detail: err.Error()})
 			err = nil
 		}
 	}
 	return done, err
+}
+
+// compareSchema compares the names of tables, indexes and their columns. ErrCorrupt when they differ. Their texts differ in a database that was upgraded.
+func (c *Catalog) compareSchema(ctx context.Context, other *sqldb.DB) error {
+	read := func(db *sqldb.DB) (text string, err error) {
+		err = db.Read(ctx, func(conn *sqldb.Conn) error {
+			st := conn.Prep(`SELECT group_concat(line, char(10)) FROM (
+				SELECT s.type || ' ' || s.name || ' ' || s.tbl_name || ' ' || ifnull(x.name, '') || ' ' || x.pk AS line FROM sqlite_schema s JOIN pragma_table_info(s.name) x WHERE s.type = 'table'
+				UNION ALL SELECT s.type || ' ' || s.name || ' ' || s.tbl_name || ' ' || ifnull(x.name, '') || ' ' || x.seqno FROM sqlite_schema s JOIN pragma_index_info(s.name) x WHERE s.type = 'index'
+				ORDER BY line)`)
+			_, err := st.Step()
+			text = st.Text(0)
+			return err
+		})
+		return text, err
+	}
+	have, err := read(c.db)
+	if err != nil {
+		return err
+	}
+	want, err := read(other)
+	if err == nil && have != want {
+		err = fmt.Errorf("its tables are not what they should be: %w", sqldb.ErrCorrupt)
+	}
+	return err
 }
 
 // compareTable compares up to max rows of the present table and goes on to the next one at its end. It returns how many rows it has looked at.

@@ -495,9 +495,16 @@ func (db *DB) Shrink(ctx context.Context, pages int) (left int, err error) {
 }
 
 // QuickCheck checks the structure of the database (PRAGMA quick_check). Damage is an error that wraps ErrCorrupt and says what was found first.
-func (db *DB) QuickCheck(ctx context.Context) error {
+func (db *DB) QuickCheck(ctx context.Context) error { return db.check(ctx, "PRAGMA quick_check(1)") }
+
+// FullCheck is QuickCheck, and holds the indexes against the tables (PRAGMA integrity_check).
+func (db *DB) FullCheck(ctx context.Context) error {
+	return db.check(ctx, "PRAGMA integrity_check(1)")
+}
+
+func (db *DB) check(ctx context.Context, pragma string) error {
 	return db.Read(ctx, func(c *Conn) error {
-		st := c.Prep("PRAGMA quick_check(1)")
+		st := c.Prep(pragma)
 		ok, err := st.Step()
 		if err != nil {
 			return err
