@@ -16,6 +16,7 @@ import (
 	"holdfast/blobstore"
 	"holdfast/catalog"
 	"holdfast/internal/durable"
+	"holdfast/internal/patience"
 )
 
 // ErrSecond: the place of the second copies cannot be used. What is closed is safe in the store all the same.
@@ -48,11 +49,11 @@ type Second struct {
 	ino    uint64
 
 	patience time.Duration // how long an operation may give no sign of life
+	calls    patience.Place
 
 	stateMu  sync.Mutex
 	failed   error // why it cannot be used; nil: as far as known, it can
 	retry    time.Time
-	stuck    int                              // operations that nobody waits for any more, and that have not ended
 	busy     map[blobstore.Hash]int           // copies that a commit in progress relies on
 	removing map[blobstore.Hash]chan struct{} // copies that are being removed; closed when they are
 	queue    []*groupItem
@@ -66,7 +67,7 @@ type groupItem struct {
 }
 
 func newSecond(dir string, s Settings, readOnly bool, log *slog.Logger) *Second {
-	x := &Second{dir: s.SecondCopy, id: s.StoreID, readOnly: readOnly, log: log, patience: secondPatience,
+	x := &Second{dir: s.SecondCopy, id: s.StoreID, readOnly: readOnly, log: log, patience: patience.Default,
 		busy: make(map[blobstore.Hash]int), removing: make(map[blobstore.Hash]chan struct{})}
 	if x.dir == "" {
 		x.dir, x.inside = filepath.Join(dir, secondDir), true
@@ -171,34 +172,26 @@ func (x *Second) reach(ctx context.Context) error {
 
 // close closes the place. One that does not answer is left as it is, after a while: what it lacks is made up for later.
 func (x *Second) close() error {
-	x.stateMu.Lock()
-	wait := x.patience
-	if x.stuck > 0 {
-		wait = min(wait, secondGrace)
+	patient := x.patience
+	if x.calls.Stuck() > 0 {
+		patient = min(patient, time.Second)
 	}
-	x.stateMu.Unlock()
-	ended := make(chan error, 1)
-	go func() {
+	_, err := patience.Call(context.Background(), &x.calls, patient, 0, func(*patience.Pulse) (struct{}, error) {
 		x.mu.Lock()
 		defer x.mu.Unlock()
 		x.closed = true
 		if x.store == nil {
-			ended <- nil
-			return
+			return struct{}{}, nil
 		}
 		err := x.store.Close()
 		x.store = nil
-		ended <- err
-	}()
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case err := <-ended:
-		return err
-	case <-timer.C:
+		return struct{}{}, err
+	})
+	if errors.Is(err, patience.ErrSilent) {
 		x.log.Warn("the place of the second copies does not answer, and was not closed; what it lacks is copied when it is back", "dir", x.dir)
 		return nil
 	}
+	return err
 }
 
 // exists says whether there is a place to read from, so that a read does not make one.
@@ -209,7 +202,7 @@ func (x *Second) exists() bool {
 
 // ReadAt fills p with verified bytes of the copy. ErrNotFound and ErrDamaged of blobstore, ErrSecond.
 func (x *Second) ReadAt(ctx context.Context, ref blobstore.Ref, p []byte, off int64) error {
-	got, err := ask(ctx, x, reading, 0, func(s blobstore.Store, _ *pulse) ([]byte, error) {
+	got, err := ask(ctx, x, reading, 0, func(s blobstore.Store, _ *patience.Pulse) ([]byte, error) {
 		buf := make([]byte, len(p)) // p is the caller's again when nobody waits for this any more
 		n, err := s.ReadAt(ctx, ref, buf, off)
 		if err == nil && n < len(p) {
@@ -226,7 +219,7 @@ func (x *Second) ReadAt(ctx context.Context, ref blobstore.Ref, p []byte, off in
 
 // Has says whether there is a copy, without reading its content.
 func (x *Second) Has(ctx context.Context, ref blobstore.Ref) (bool, error) {
-	ok, err := ask(ctx, x, reading, 0, func(s blobstore.Store, _ *pulse) (bool, error) {
+	ok, err := ask(ctx, x, reading, 0, func(s blobstore.Store, _ *patience.Pulse) (bool, error) {
 		if err := x.removed(ctx, ref.Hash); err != nil {
 			return false, err
 		}
@@ -241,7 +234,7 @@ func (x *Second) Has(ctx context.Context, ref blobstore.Ref) (bool, error) {
 
 // Verify reads the whole copy and checks it. ErrNotFound and ErrDamaged of blobstore, ErrSecond.
 func (x *Second) Verify(ctx context.Context, ref blobstore.Ref) error {
-	_, err := ask(ctx, x, reading, ref.Size, func(s blobstore.Store, _ *pulse) (struct{}, error) { return struct{}{}, s.Verify(ctx, ref) })
+	_, err := ask(ctx, x, reading, ref.Size, func(s blobstore.Store, _ *patience.Pulse) (struct{}, error) { return struct{}{}, s.Verify(ctx, ref) })
 	return err
 }
 
@@ -256,13 +249,13 @@ func (x *Second) Put(ctx context.Context, ref blobstore.Ref, r io.Reader) error 
 		}
 		return x.putSmall(ctx, blobstore.Item{Ref: ref, Meta: meta, Data: body})
 	}
-	_, err := ask(ctx, x, writing, 0, func(s blobstore.Store, p *pulse) (struct{}, error) {
-		return struct{}{}, x.putLarge(ctx, s, ref, meta, &beating{r, p})
+	_, err := ask(ctx, x, writing, 0, func(s blobstore.Store, p *patience.Pulse) (struct{}, error) {
+		return struct{}{}, x.putLarge(ctx, s, ref, meta, r, p)
 	})
 	return err
 }
 
-func (x *Second) putLarge(ctx context.Context, s blobstore.Store, ref blobstore.Ref, meta blobstore.Meta, r *beating) error {
+func (x *Second) putLarge(ctx context.Context, s blobstore.Store, ref blobstore.Ref, meta blobstore.Meta, r io.Reader, p *patience.Pulse) error {
 	if err := x.removed(ctx, ref.Hash); err != nil {
 		return err
 	}
@@ -274,18 +267,18 @@ func (x *Second) putLarge(ctx context.Context, s blobstore.Store, ref blobstore.
 	defer os.Remove(f.Name()) // gone when it was adopted
 	// Read and written, never cloned: a clone of the extents of a file would share the bytes on the disk with it.
 	h := blobstore.NewHasher()
-	if _, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(f, h)}, struct{ io.Reader }{io.LimitReader(r, ref.Size+1)}, make([]byte, copyBuffer)); err != nil {
+	if _, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(f, h)}, struct{ io.Reader }{io.LimitReader(p.Reader(r), ref.Size+1)}, make([]byte, copyBuffer)); err != nil {
 		return err
 	}
 	sum := h.Sum()
 	if sum.Ref != ref {
 		return &blobstore.DamageError{Hash: ref.Hash, Part: "source", Detail: "what was to be copied is something else"}
 	}
-	r.pulse.beat(ref.Size)
+	p.Beat(ref.Size)
 	if err := s.Adopt(ctx, sum, meta, f.Name(), true); err != nil {
 		return err
 	}
-	r.pulse.beat(ref.Size)
+	p.Beat(ref.Size)
 	return s.Verify(ctx, ref)
 }
 
@@ -325,7 +318,7 @@ func (x *Second) lead(ctx context.Context) {
 		for i, g := range group {
 			items[i] = g.item
 		}
-		outcome, err := ask(ctx, x, writing, int64(bytes), func(s blobstore.Store, _ *pulse) ([]error, error) { return x.putGroup(ctx, s, items) })
+		outcome, err := ask(ctx, x, writing, int64(bytes), func(s blobstore.Store, _ *patience.Pulse) ([]error, error) { return x.putGroup(ctx, s, items) })
 		for i, g := range group {
 			if g.err = err; err == nil {
 				g.err = outcome[i]
@@ -357,7 +350,7 @@ func (x *Second) putGroup(ctx context.Context, s blobstore.Store, items []blobst
 
 // Remove takes a copy away, unless unused, asked while no commit can rely on it, says that something names the blob. It reports whether it is gone.
 func (x *Second) Remove(ctx context.Context, h blobstore.Hash, unused func() (bool, error)) (gone bool, err error) {
-	return ask(ctx, x, writing, 0, func(s blobstore.Store, _ *pulse) (bool, error) {
+	return ask(ctx, x, writing, 0, func(s blobstore.Store, _ *patience.Pulse) (bool, error) {
 		done, err := x.beginRemove(h, unused)
 		if done == nil || err != nil {
 			return false, err
@@ -407,7 +400,7 @@ func (x *Second) removed(ctx context.Context, h blobstore.Hash) error {
 // With calls fn with the blob store that holds the copies, which fn must not keep. It takes as long as it takes, but no longer than ctx: fn may then still be at work, and
 // what it writes to is not to be used.
 func (x *Second) With(ctx context.Context, fn func(blobstore.Store) error) error {
-	_, err := ask(ctx, x, walking, 0, func(s blobstore.Store, _ *pulse) (struct{}, error) { return struct{}{}, fn(s) })
+	_, err := ask(ctx, x, walking, 0, func(s blobstore.Store, _ *patience.Pulse) (struct{}, error) { return struct{}{}, fn(s) })
 	return err
 }
 

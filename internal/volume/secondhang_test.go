@@ -3,7 +3,6 @@ package volume
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/blobstore"
+	"holdfast/internal/patience"
 )
 
 // hanging is a place of second copies that blocks, as a network filesystem does whose server is gone, for as long as it is held.
@@ -32,7 +32,7 @@ func (h *hanging) hold() (release func()) {
 	return sync.OnceFunc(func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		h.held, h.x.patience = nil, secondPatience
+		h.held, h.x.patience = nil, patience.Default
 		close(held)
 	})
 }
@@ -86,10 +86,9 @@ func (x *Second) answers(t *testing.T) {
 	t.Helper()
 	for {
 		x.stateMu.Lock()
-		stuck := x.stuck
 		x.retry = time.Time{}
 		x.stateMu.Unlock()
-		if stuck == 0 {
+		if x.calls.Stuck() == 0 {
 			return
 		}
 		select {
@@ -110,7 +109,7 @@ func TestHangingSecondPlace(t *testing.T) {
 		release := h.hold()
 		defer release()
 		ref := putFile(t, v, "/tasks/a", prose(3, size)) // hangs for ever when it waits for the copy
-		if err := v.Second().Err(); !errors.Is(err, ErrSecond) || !strings.Contains(err.Error(), "has not answered") {
+		if err := v.Second().Err(); !errors.Is(err, ErrSecond) || !strings.Contains(err.Error(), "no answer") {
 			t.Errorf("%d bytes: the place hangs: %v", size, err)
 		}
 		putFile(t, v, "/tasks/b", prose(4, size))
@@ -121,11 +120,9 @@ func TestHangingSecondPlace(t *testing.T) {
 		if _, err := v.Second().Has(ctx, known); !errors.Is(err, ErrSecond) {
 			t.Errorf("%d bytes: a question to a place that hangs: %v", size, err)
 		}
-		v.second.stateMu.Lock()
-		if v.second.stuck != 1 {
-			t.Errorf("%d bytes: %d operations hang, and one was to find out", size, v.second.stuck)
+		if n := v.second.calls.Stuck(); n != 1 {
+			t.Errorf("%d bytes: %d operations hang, and one was to find out", size, n)
 		}
-		v.second.stateMu.Unlock()
 		release()
 		v.second.answers(t)
 		if err := v.CopySecond(ctx, ref); err != nil {
@@ -201,20 +198,4 @@ func TestHangingPlaceIsNotWaitedForAtTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.second.answers(t)
-}
-
-// TestPulse: every piece that is read is a sign of life, and large steps get more time than small ones.
-func TestPulse(t *testing.T) {
-	p := &pulse{began: time.Now(), patience: time.Hour}
-	if p.left() > 0 {
-		t.Error("it is waited for though it never said that it lives")
-	}
-	r := &beating{strings.NewReader("text"), p}
-	if _, err := io.ReadAll(r); err != nil || p.left() <= 0 {
-		t.Error("a read is no sign of life", err)
-	}
-	small := p.left()
-	if p.beat(secondSlowest * 3600); p.left() < small+50*time.Minute {
-		t.Errorf("a step of %d bytes gets %v, a small one %v", secondSlowest*3600, p.left(), small)
-	}
 }
