@@ -275,3 +275,35 @@ func sizeOf(dir string) (n int64) {
 	}
 	return n
 }
+
+// TestTimesComeBack: what an agent did to times alone is in its log, and is undone where it is seen: the kernel, too, must show the old times of what it has
+// cached. Only what ann did is undone.
+func TestTimesComeBack(t *testing.T) {
+	p := newPlace(t)
+	p.mount()
+	as(t, "ann", p.dir+"/tasks", `mkdir dir dir/sub; echo text > file; echo linked > linked; ln linked dir/other; echo deep > dir/sub/deep
+		touch -d 2020-01-02T03:04:05.678901234 file linked dir/sub/deep dir/sub dir`)
+	before := listing(t, p.dir+"/tasks")
+	for _, undo := range []func(since string) []string{
+		func(since string) []string { return []string{"undo", "--agent", "ben", "--since", since, p.dir} },
+		func(since string) []string { return []string{"restore", p.dir + "/tasks", "--at", since} },
+	} {
+		since := instant(t, p)
+		for _, path := range []string{"file", "linked", "dir/sub/deep", "dir/sub", "dir"} { // each time the first that a process does
+			as(t, "ben", p.dir+"/tasks", "exec touch -d 2001-01-01 "+path)
+		}
+		log := lines[snapshots.Change](t, ok(t, "log", "--since", since, "--json", p.dir))
+		if len(log) != 5 {
+			t.Errorf("%d changes, want 5: %+v", len(log), log)
+		}
+		for _, c := range log {
+			if c.Agent != "ben" || c.Program != "touch" {
+				t.Errorf("%s of %s is by %q with %q", c.Op, c.Path, c.Agent, c.Program)
+			}
+		}
+		out := ok(t, undo(since)...)
+		if got := listing(t, p.dir+"/tasks"); got != before {
+			t.Errorf("afterwards (%s):\n%s\nwant\n%s", out, got, before)
+		}
+	}
+}
