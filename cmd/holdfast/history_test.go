@@ -307,3 +307,51 @@ func TestTimesComeBack(t *testing.T) {
 		}
 	}
 }
+
+// TestMistakesOfTheCaller: mounted or not, the same mistake gets the same exit code and says what is wrong; nothing is taken for something else.
+func TestMistakesOfTheCaller(t *testing.T) {
+	p := newPlace(t)
+	if r := runWith(t, "text", "put", "-", p.store+":/tasks/f"); r.code != exitOK {
+		t.Fatal(r)
+	}
+	path := p.store + ":/tasks/f"
+	for _, isMounted := range []bool{false, true} {
+		if isMounted {
+			p.mount()
+		}
+		for _, name := range []string{"@x", "a/b", "10m", "7", "x\x01"} {
+			fails(t, exitUsage, []string{"snapshot"}, "snapshot", "create", "--store", p.store, "--", name)
+			fails(t, exitUsage, []string{"snapshot"}, "snapshot", "rename", "--store", p.store, "--", "first", name)
+		}
+		fails(t, exitFailure, []string{"v999999", "newest"}, "cat", path, "--at", "@v999999")
+		fails(t, exitFailure, []string{"v999999", "newest"}, "cat", path+"@v999999")
+		fails(t, exitFailure, []string{"future"}, "cat", path+"@2199-01-01T00:00:00Z")
+		fails(t, exitFailure, []string{"/tasks/none", "now or earlier"}, "undo", "--since", "1h", p.store+":/tasks/none")
+		fails(t, exitFailure, []string{"/tasks/none", "now or earlier"}, "log", "--since", "1h", p.store+":/tasks/none")
+		for _, args := range [][]string{{"snapshot", "create"}, {"snapshot", "rm", "x"}, {"retention", "set", path}, {"log", "a", "b"}} {
+			if out := ok(t, append(args, "--help")...); !strings.Contains(out, "Example: holdfast "+args[0]) {
+				t.Errorf("%v --help: %s", args, out)
+			}
+		}
+	}
+	// A file may be called like a time that has not come yet.
+	as(t, "ann", p.dir+"/tasks", "echo odd > odd@2199-01-01T00:00:00Z")
+	if out := ok(t, "cat", p.dir+"/tasks/odd@2199-01-01T00:00:00Z"); out != "odd\n" {
+		t.Errorf("it holds %q", out)
+	}
+	names := make(map[string]bool)
+	for range 5 { // within one second
+		for _, s := range lines[control.Snapshot](t, ok(t, "snapshot", "create", "--json", "--store", p.store)) {
+			names[s.Name] = true
+		}
+	}
+	for name := range names {
+		if _, err := os.Stat(p.dir + "/.snapshots/" + name + "/tasks/f"); err != nil {
+			t.Error(err)
+		}
+		ok(t, "restore", path, "--at", name)
+	}
+	if len(names) != 5 {
+		t.Errorf("5 snapshots without a name are %v", names)
+	}
+}

@@ -18,6 +18,7 @@ import (
 	"holdfast/catalog"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
+	"holdfast/snapshots"
 )
 
 // target is a path inside a store.
@@ -168,7 +169,7 @@ func (e *env) version(ctx context.Context, c *cli.Context, ops control.Ops, t ta
 	}
 	path, at, ok := control.SplitTarget(t.path, e.now())
 	if !ok {
-		return t, control.Selector{}, nil
+		return t, at, e.future(ctx, ops, t.path)
 	}
 	if _, err := ops.Stat(ctx, t.path); err == nil {
 		return t, control.Selector{}, nil
@@ -177,6 +178,21 @@ func (e *env) version(ctx context.Context, c *cli.Context, ops control.Ops, t ta
 	}
 	t.path = path
 	return t, at, nil
+}
+
+// future is snapshots.ErrFuture when a path ends in "@" and a time that has not come yet, and no file is called so.
+func (e *env) future(ctx context.Context, ops control.Ops, path string) error {
+	i := strings.LastIndexByte(path, '@')
+	if i < 0 {
+		return nil
+	}
+	if _, err := snapshots.ParseMoment(path[i:], e.now()); !errors.Is(err, snapshots.ErrFuture) {
+		return nil
+	} else if _, statErr := ops.Stat(ctx, path); !errors.Is(statErr, catalog.ErrNotExist) && !errors.Is(statErr, catalog.ErrNotDir) {
+		return nil
+	} else {
+		return err
+	}
 }
 
 // caller is who this process acts for.
