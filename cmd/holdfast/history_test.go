@@ -334,6 +334,17 @@ func TestMistakesOfTheCaller(t *testing.T) {
 			}
 		}
 	}
+	// An agent is found by the name that it gave itself; no name is not everybody's.
+	as(t, " odd\x1bagent ", p.dir+"/tasks", "echo odd > by")
+	for _, args := range [][]string{{"undo", "--agent", "", "--since", "1h", p.dir}, {"undo", "--agent", " ", "--since", "1h", p.dir}, {"log", "--agent", "", p.dir}} {
+		fails(t, exitUsage, []string{"--agent"}, args...)
+	}
+	if out := ok(t, "log", "--agent", " odd\x1bagent ", p.dir); strings.Count(out, "/tasks/by") != 2 {
+		t.Errorf("its log: %s", out)
+	}
+	if out := ok(t, "undo", "--agent", " odd\x1bagent ", "--since", "1h", p.dir); !strings.Contains(out, "/tasks/by  removed") {
+		t.Errorf("its undo: %s", out)
+	}
 	// A file may be called like a time that has not come yet.
 	as(t, "ann", p.dir+"/tasks", "echo odd > odd@2199-01-01T00:00:00Z")
 	if out := ok(t, "cat", p.dir+"/tasks/odd@2199-01-01T00:00:00Z"); out != "odd\n" {

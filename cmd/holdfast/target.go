@@ -10,12 +10,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"unicode"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
 	"holdfast/catalog"
+	"holdfast/fs"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
 	"holdfast/snapshots"
@@ -197,23 +197,13 @@ func (e *env) future(ctx context.Context, ops control.Ops, path string) error {
 
 // caller is who this process acts for.
 func caller(command string) control.Caller {
-	agent := os.Getenv("HOLDFAST_AGENT")
+	agent := fs.AgentName(os.Getenv("HOLDFAST_AGENT"))
 	if agent == "" {
 		if u, err := user.Current(); err == nil {
-			agent = u.Username
+			agent = fs.AgentName(u.Username)
 		} else {
 			agent = strconv.Itoa(os.Getuid())
 		}
-	}
-	agent = strings.ToValidUTF8(agent, "?")
-	agent = strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, agent)
-	if len(agent) > control.MaxActor {
-		agent = strings.ToValidUTF8(agent[:control.MaxActor], "")
 	}
 	return control.Caller{
 		Agent: agent, Program: "holdfast " + command,

@@ -320,6 +320,16 @@ func TestStrictDirectory(t *testing.T) {
 	}
 }
 
+func TestStrictIsOneOrZero(t *testing.T) {
+	v := openStore(t, newStore(t, StorageHybrid))
+	defer closeStore(t, v)
+	for _, bad := range []string{"", "true", "yes", "2", "1\n"} { // whoever writes that believes that it is strict
+		if err := v.SetXattr(t.Context(), actor(), catalog.Root, catalog.StrictXattr, []byte(bad), 0); !errors.Is(err, catalog.ErrInvalid) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
 // A file below a strict directory can be let off.
 func TestStrictIsInherited(t *testing.T) {
 	ctx := context.Background()
