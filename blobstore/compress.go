@@ -130,9 +130,11 @@ func (c *compressor) start(s *files) {
 			case <-c.wake:
 			}
 			for h, ok := c.next(); ok && ctx.Err() == nil; h, ok = c.next() {
-				if err := s.compressQueued(ctx, h); err != nil && ctx.Err() == nil && !errors.Is(err, ErrNotFound) {
+				call := s.teller.begin(ctx)
+				if err := s.compressQueued(call, h); err != nil && ctx.Err() == nil && !errors.Is(err, ErrNotFound) {
 					s.opt.Log.Warn("a blob stays uncompressed", "blob", h.String(), "err", err)
 				}
+				s.teller.end(call)
 			}
 		}
 	}()
@@ -201,7 +203,7 @@ func (s *files) compressStored(ctx context.Context, h Hash) error {
 		return err
 	}
 	defer f.release()
-	sc, err := s.loadSidecar(h, blockCount(f.size))
+	sc, err := s.sidecar(ctx, h) // made anew when it is damaged
 	if err != nil {
 		return err
 	}
@@ -215,6 +217,9 @@ func (s *files) compressStored(ctx context.Context, h Hash) error {
 	defer t.drop()
 	frames, err := s.encodeBlob(ctx, Ref{Hash: h, Size: sc.Size}, sc.Blocks, f, t)
 	if err != nil || frames == nil {
+		if errors.Is(err, ErrDamaged) {
+			mended(ctx, Mending{Hash: h, Part: PartContent, Cause: err, Err: errNotMended})
+		}
 		return err
 	}
 	if err := t.sync(); err != nil {
@@ -244,7 +249,7 @@ func (s *files) compressStored(ctx context.Context, h Hash) error {
 		return err
 	}
 	s.forget(h, true)
-	if err := s.dropStaleParity(dir, h, &sc); err != nil {
+	if err := s.dropStaleParity(ctx, dir, h, &sc); err != nil {
 		return err
 	}
 	if err := s.unlink(dir, h, fileName(h, encRaw)); err != nil {

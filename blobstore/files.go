@@ -35,6 +35,7 @@ const (
 // Directories are opened once, not following symbolic links, and every file is reached from there: nothing outside is touched.
 type files struct {
 	opt     Options
+	teller  *teller
 	codec   *codec
 	blocks  *lru[blockKey, []byte]
 	layouts *lru[Hash, *layout]
@@ -86,9 +87,9 @@ func (s *files) path(h Hash, enc string) string {
 	return s.opt.storePath(blobsDir, fanOut(h[0]), fileName(h, enc))
 }
 
-func openFiles(opt Options, c *codec, blocks *lru[blockKey, []byte]) (*files, error) {
+func openFiles(opt Options, c *codec, blocks *lru[blockKey, []byte], tell *teller) (*files, error) {
 	s := &files{
-		opt: opt, codec: c, blocks: blocks, root: -1, tmp: -1, rebuild: make(chan struct{}, 1), turns: make(chan struct{}, 1),
+		opt: opt, teller: tell, codec: c, blocks: blocks, root: -1, tmp: -1, rebuild: make(chan struct{}, 1), turns: make(chan struct{}, 1),
 		layouts: newLRU[Hash, *layout](layoutBytes), open: newLRU[fileKey, *openFile](maxOpen), fsync: unix.Fsync, syncfs: unix.Syncfs,
 	}
 	s.open.onGet = func(f *openFile) { f.refs.Add(1) }
@@ -212,6 +213,7 @@ func (s *files) dirForChange(first byte) (int, error) {
 		err = unix.ENOENT
 	}
 	if err == unix.ENOENT {
+		s.opt.Log.Warn("a directory of blobs was removed, and is made anew; what was in it is damage where it is met", "path", s.opt.storePath(blobsDir, fanOut(first)))
 		if err = unix.Mkdirat(s.root, fanOut(first), 0o700); err == nil || err == unix.EEXIST {
 			if err = s.fsync(s.root); err == nil {
 				fd, err = s.dir(first)

@@ -40,13 +40,14 @@ func (s *files) makeParityOnce(ctx context.Context, ref Ref, force bool) (made, 
 	if l.f == nil {
 		return false, false, l.why
 	}
-	if pr, pf, err := s.openParity(ctx, h); err == nil {
+	pr, pf, parErr := s.openParity(ctx, h)
+	if parErr == nil {
 		pf.release()
 		if !force && !pr.partial && pr.fits(ref, l.enc, l.f.size) {
 			return false, false, nil
 		}
-	} else if !unreadable(err) {
-		return false, false, err
+	} else if !unreadable(parErr) {
+		return false, false, parErr
 	}
 	if l.f.size == 0 {
 		return false, false, &DamageError{h, "size", "it is empty"}
@@ -91,6 +92,7 @@ func (s *files) makeParityOnce(ctx context.Context, ref Ref, force bool) (made, 
 	if err := t.commit(dir, h, h.String()+extParity); err != nil {
 		return false, false, err
 	}
+	parityMade(ctx, h, pr, parErr)
 	return true, false, s.syncDir(dir, h[0])
 }
 
@@ -330,19 +332,21 @@ func (s *files) installRecovered(ref Ref, enc string, sum Summed, frames []uint3
 }
 
 // dropStaleParity removes a parity that is not that of the content that sc describes. The stripe is locked.
-func (s *files) dropStaleParity(dir int, h Hash, sc *Sidecar) error {
+func (s *files) dropStaleParity(ctx context.Context, dir int, h Hash, sc *Sidecar) error {
 	if sc.Size <= MaxSmall {
 		return nil
 	}
-	pr, f, err := s.openParity(context.Background(), h)
-	if errors.Is(err, ErrNotFound) {
+	pr, f, why := s.openParity(context.WithoutCancel(ctx), h)
+	if errors.Is(why, ErrNotFound) {
 		return nil
 	}
-	if err == nil {
+	if why == nil {
 		f.release()
 		if pr.fits(Ref{Hash: h, Size: sc.Size}, sc.Encoding, sc.StoredSize) {
 			return nil
 		}
 	}
-	return s.removeName(dir, h, h.String()+extParity)
+	err := s.removeName(dir, h, h.String()+extParity)
+	parityGone(ctx, h, why, err)
+	return err
 }

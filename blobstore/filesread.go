@@ -25,7 +25,7 @@ func encodings() [2]string { return [2]string{encRaw, encZstd} }
 
 func (s *files) readAt(ctx context.Context, ref Ref, p []byte, off int64) (int, error) {
 	if ref.Size <= BlockSize {
-		return s.readSmall(ref, p, off)
+		return s.readSmall(ctx, ref, p, off)
 	}
 	for attempt := 0; ; attempt++ {
 		current := s.current(ref.Hash)
@@ -46,7 +46,7 @@ func (s *files) readAt(ctx context.Context, ref Ref, p []byte, off int64) (int, 
 		}
 		// A crash left the blob in both encodings, and the described one has rotted since.
 		s.forget(ref.Hash, false)
-		if _, err2 := s.rebuildSidecar(ctx, ref, err, true); err2 != nil {
+		if _, err2 := s.rebuildSidecar(ctx, ref, PartContent, err, true); err2 != nil {
 			return 0, err
 		}
 		attempt = 1
@@ -67,7 +67,7 @@ func (s *files) otherExists(h Hash, lay *layout) bool {
 }
 
 // readSmall reads a blob of at most one block, which its name vouches for: the sidecar is not needed.
-func (s *files) readSmall(ref Ref, p []byte, off int64) (int, error) {
+func (s *files) readSmall(ctx context.Context, ref Ref, p []byte, off int64) (int, error) {
 	if b, ok := s.blocks.get(blockKey{ref.Hash, 0}); ok && int64(len(b)) == ref.Size {
 		return copy(p, b[off:]), nil
 	}
@@ -79,12 +79,17 @@ func (s *files) readSmall(ref Ref, p []byte, off int64) (int, error) {
 	} else {
 		plain = make([]byte, ref.Size)
 	}
-	_, err := s.loadSmall(ref, plain)
+	worse, err := s.loadSmall(ref, plain)
 	if errors.Is(err, ErrNotFound) && !current() {
-		_, err = s.loadSmall(ref, plain) // it was between two encodings
+		worse, err = s.loadSmall(ref, plain) // it was between two encodings
 	}
 	if err != nil {
 		return 0, err
+	}
+	if worse != nil {
+		if _, err := s.rebuildSidecar(ctx, ref, PartContent, worse, true); err != nil && !lookElsewhere(err) {
+			return 0, err
+		}
 	}
 	if direct {
 		return len(plain), nil
@@ -93,19 +98,22 @@ func (s *files) readSmall(ref Ref, p []byte, off int64) (int, error) {
 	return copy(p, plain[off:]), nil
 }
 
-// loadSmall fills plain, of ref.Size bytes, with verified content and says in which encoding it was found.
-func (s *files) loadSmall(ref Ref, plain []byte) (enc string, err error) {
+// loadSmall fills plain, of ref.Size bytes, with verified content. worse says what is wrong with content in another encoding than that in which it was found.
+func (s *files) loadSmall(ref Ref, plain []byte) (worse, err error) {
 	err = fmt.Errorf("blob %s: %w", ref.Hash, ErrNotFound)
 	for _, enc := range encodings() {
 		e := s.loadSmallAs(ref, enc, plain)
 		if e == nil {
-			return enc, nil
+			return worse, nil
 		}
 		if !errors.Is(e, ErrNotFound) && errors.Is(err, ErrNotFound) {
 			err = e
 		}
+		if errors.Is(e, ErrDamaged) {
+			worse = e
+		}
 	}
-	return "", err
+	return nil, err
 }
 
 func (s *files) loadSmallAs(ref Ref, enc string, plain []byte) error {
@@ -257,7 +265,7 @@ func (s *files) layout(ctx context.Context, ref Ref) (lay *layout, cached bool, 
 		s.layouts.put(ref.Hash, lay, lay.cost(), current)
 		return lay, false, nil
 	}
-	lay, err = s.rebuildSidecar(ctx, ref, err, false)
+	lay, err = s.rebuildSidecar(ctx, ref, PartSidecar, err, false)
 	return lay, false, err
 }
 
@@ -274,8 +282,9 @@ func (s *files) loadLayout(ref Ref) (*layout, error) {
 }
 
 // rebuildSidecar makes the sidecar anew from content that has the blob's name and, where ref tells them, its size and root.
-// ref.Size -1 means unknown. With force, a sidecar that looks right is not trusted. Errors: ErrNotFound without any content, *DamageError.
-func (s *files) rebuildSidecar(ctx context.Context, ref Ref, why error, force bool) (*layout, error) {
+// ref.Size -1 means unknown. With force, a sidecar that looks right is not trusted. part and why say what was found damaged: PartContent is content in one encoding, which is removed
+// when there is intact content in the other. Errors: ErrNotFound without any content, *DamageError.
+func (s *files) rebuildSidecar(ctx context.Context, ref Ref, part Part, why error, force bool) (*layout, error) {
 	select {
 	case s.rebuild <- struct{}{}:
 		defer func() { <-s.rebuild }()
@@ -301,9 +310,10 @@ func (s *files) rebuildSidecar(ctx context.Context, ref Ref, why error, force bo
 		}
 		lay := newLayout(&sc)
 		lay.whole = true
-		if !s.opt.ReadOnly {
-			s.replaceSidecar(ref.Hash, sc, why, current)
+		if errors.Is(result, ErrDamaged) {
+			part, why = PartContent, result
 		}
+		s.replaceSidecar(ctx, ref.Hash, sc, part, why, current)
 		s.layouts.put(ref.Hash, lay, lay.cost(), current)
 		return lay, nil
 	}
@@ -331,24 +341,52 @@ func (s *files) describe(ctx context.Context, ref Ref, enc string) (Sidecar, err
 	return sc, nil
 }
 
-// replaceSidecar writes a rebuilt sidecar. That it cannot be written is no reason to refuse the content, which is intact.
-func (s *files) replaceSidecar(h Hash, sc Sidecar, why error, current func() bool) {
+// replaceSidecar writes a rebuilt sidecar, and removes content in the other encoding when that is what is damaged. That it cannot be done is no reason to refuse the content, which
+// is intact.
+func (s *files) replaceSidecar(ctx context.Context, h Hash, sc Sidecar, part Part, why error, current func() bool) {
+	m := Mending{Hash: h, Part: part, Cause: why, Source: fromContent, Err: errMendReadOnly}
+	if part == PartContent {
+		m.Source = fromOther
+	}
 	st := &s.stripes[h[0]]
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if !current() {
-		return
+	old, err := s.loadSidecar(h, blockCount(sc.Size))
+	fine := err == nil && describes(&old, Summed{Ref: Ref{Hash: h, Size: sc.Size}, Blocks: sc.Blocks}, sc.Encoding, sc.Frames)
+	if fine && part == PartSidecar {
+		return // the content was read because no root vouches for the sidecar
 	}
+	if !s.opt.ReadOnly {
+		if !current() {
+			return
+		}
+		if m.Err = s.writeRebuilt(h, sc, !fine, part == PartContent); m.Err != nil {
+			s.opt.Log.Error("a sidecar cannot be rebuilt", "blob", h.String(), "why", why, "err", m.Err)
+		} else {
+			s.opt.Log.Warn("sidecar rebuilt from the content", "blob", h.String(), "why", why)
+		}
+	}
+	mended(ctx, m)
+}
+
+// writeRebuilt is the work of replaceSidecar. The stripe is locked.
+func (s *files) writeRebuilt(h Hash, sc Sidecar, write, dropOther bool) error {
 	dir, err := s.dir(h[0])
-	if err == nil {
-		err = s.writeSidecar(dir, h, sc, false)
-	}
 	if err != nil {
-		s.opt.Log.Error("a sidecar cannot be rebuilt", "blob", h.String(), "why", why, "err", err)
-		return
+		return err
 	}
-	s.dirty.add(h)
-	s.opt.Log.Warn("sidecar rebuilt from the content", "blob", h.String(), "why", why)
+	if write {
+		if err := s.writeSidecar(dir, h, sc, false); err != nil {
+			return err
+		}
+		s.dirty.add(h)
+	}
+	if !dropOther {
+		return nil
+	}
+	s.stripes[h[0]].counted = false
+	s.forget(h, true)
+	return s.removeName(dir, h, fileName(h, otherEncoding(sc.Encoding)))
 }
 
 // scan reads all of an open content file. Without expect it checks the name, and the size unless ref.Size is -1; with expect, the
@@ -417,7 +455,7 @@ func (s *files) sidecar(ctx context.Context, h Hash) (Sidecar, error) {
 		if err == nil || attempt == 1 || !lookElsewhere(err) {
 			return sc, err
 		}
-		lay, err := s.rebuildSidecar(ctx, Ref{Hash: h, Size: -1}, err, true)
+		lay, err := s.rebuildSidecar(ctx, Ref{Hash: h, Size: -1}, PartSidecar, err, true)
 		if err != nil {
 			return Sidecar{}, err
 		}
@@ -466,10 +504,13 @@ func (s *files) verify(ctx context.Context, ref Ref) error {
 	} else if enc == encZstd {
 		other = encRaw
 	}
+	part := PartSidecar
 	sum, frames, err := s.verifyAs(ctx, ref, enc)
 	if lookElsewhere(err) {
 		if sum2, frames2, err2 := s.verifyAs(ctx, ref, other); err2 == nil {
-			why = fmt.Errorf("it describes other content: %w", err)
+			if why == nil || errors.Is(err, ErrDamaged) {
+				part, why = PartContent, err
+			}
 			sum, frames, err = sum2, frames2, nil
 		} else if errors.Is(err, ErrNotFound) {
 			err = err2
@@ -484,7 +525,7 @@ func (s *files) verify(ctx context.Context, ref Ref) error {
 	}
 	if why != nil {
 		s.forget(ref.Hash, false)
-		_, err = s.rebuildSidecar(ctx, ref, why, true)
+		_, err = s.rebuildSidecar(ctx, ref, part, why, true)
 	}
 	return err
 }

@@ -149,20 +149,28 @@ func (s *files) putOne(ctx context.Context, it *Item) error {
 		return err
 	}
 	sum := Summed{Ref: Ref{Hash: h, Size: it.Ref.Size}}
-	enc, frames, err := s.existing(ctx, sum)
+	have, err := s.existing(ctx, sum)
 	if err == nil {
-		return s.keep(dir, sum, it.Meta, enc, frames, false)
+		return s.keep(ctx, dir, sum, it.Meta, have, false)
 	}
 	damage, err := s.replacing(h, err)
 	if err != nil {
 		return err
 	}
+	err = s.storeItem(ctx, dir, it, damage)
+	replaced(ctx, it.Ref, damage, err)
+	return err
+}
+
+// storeItem stores an item in the place of what is damaged, if anything is. The stripe is locked.
+func (s *files) storeItem(ctx context.Context, dir int, it *Item, damage error) error {
+	h := it.Ref.Hash
 	t, err := s.newTmp()
 	if err != nil {
 		return err
 	}
 	defer t.drop()
-	sc := newSidecar(sum, it.Meta)
+	sc := newSidecar(Summed{Ref: Ref{Hash: h, Size: it.Ref.Size}}, it.Meta)
 	body := it.Data
 	if len(body) >= minCompressFile {
 		if frame, ok := s.codec.encode(nil, body); ok {
@@ -172,30 +180,38 @@ func (s *files) putOne(ctx context.Context, it *Item) error {
 	if _, err := t.Write(body); err != nil {
 		return err
 	}
-	return s.install(dir, h, sc, damage, false, func() error { return t.commit(dir, h, fileName(h, sc.Encoding)) })
+	return s.install(ctx, dir, h, sc, damage, false, func() error { return t.commit(dir, h, fileName(h, sc.Encoding)) })
+}
+
+// intact is content that was found to be so.
+type intact struct {
+	enc    string
+	frames []uint32
+	worse  error // what is wrong with content in the other encoding, when that was looked at
 }
 
 // existing looks for intact content of that blob: ErrNotFound or a *DamageError when there is none. The stripe is locked.
-func (s *files) existing(ctx context.Context, sum Summed) (enc string, frames []uint32, err error) {
+func (s *files) existing(ctx context.Context, sum Summed) (have intact, err error) {
 	err = fmt.Errorf("blob %s: %w", sum.Ref.Hash, ErrNotFound)
 	for _, enc := range encodings() {
 		f, e := s.openContent(sum.Ref.Hash, enc)
 		if e == nil {
-			_, frames, e = s.scan(ctx, sum.Ref, f, enc, sum.Blocks)
+			_, have.frames, e = s.scan(ctx, sum.Ref, f, enc, sum.Blocks)
 			f.release()
 			if e == nil {
-				return enc, frames, nil
+				have.enc = enc
+				return have, nil
 			}
 		}
 		switch {
 		case errors.Is(e, ErrNotFound):
 		case errors.Is(e, ErrDamaged):
-			err = e
+			err, have.worse = e, e
 		default:
-			return "", nil, e
+			return intact{}, e
 		}
 	}
-	return "", nil, err
+	return intact{}, err
 }
 
 // replacing sorts out why existing found nothing: damage is logged and returned to be replaced, another error is passed on.
@@ -211,29 +227,44 @@ func (s *files) replacing(h Hash, err error) (damage, other error) {
 }
 
 // keep leaves intact content alone and mends or raises its sidecar where needed.
-func (s *files) keep(dir int, sum Summed, meta Meta, enc string, frames []uint32, durable bool) error {
+func (s *files) keep(ctx context.Context, dir int, sum Summed, meta Meta, have intact, durable bool) error {
 	h := sum.Ref.Hash
-	sc, err := s.loadSidecar(h, blockCount(sum.Ref.Size))
-	good := err == nil && sc.Encoding == enc && sc.Size == sum.Ref.Size && bytes.Equal(sc.Blocks, sum.Blocks)
-	if good && levelRank(sc.IntegrityLevel) >= levelRank(meta.Level) {
-		s.dirty.add(h) // it may be there since before the last Sync, or not
-		return nil
+	sc, why := s.loadSidecar(h, blockCount(sum.Ref.Size))
+	if why == nil && !(sc.Encoding == have.enc && sc.Size == sum.Ref.Size && bytes.Equal(sc.Blocks, sum.Blocks)) {
+		why = &DamageError{h, "sidecar", "it does not describe the content"}
 	}
-	if good {
+	s.dirty.add(h) // it may be there since before the last Sync, or not
+	if why == nil && have.worse == nil {
+		if levelRank(sc.IntegrityLevel) >= levelRank(meta.Level) {
+			return nil
+		}
 		sc.IntegrityLevel = levelName(levelRank(meta.Level))
+		return s.writeSidecar(dir, h, sc, durable)
+	}
+	if why == nil {
+		sc.IntegrityLevel = levelName(max(levelRank(sc.IntegrityLevel), levelRank(meta.Level)))
 	} else {
 		sc = newSidecar(sum, meta)
-		if enc == encZstd {
-			sc = sc.encoded(frames)
+		if have.enc == encZstd {
+			sc = sc.encoded(have.frames)
 		}
-		s.forget(h, true)
 	}
-	s.dirty.add(h)
-	return s.writeSidecar(dir, h, sc, durable)
+	s.forget(h, true)
+	m := Mending{Hash: h, Part: PartSidecar, Cause: why, Source: fromContent}
+	m.Err = s.writeSidecar(dir, h, sc, durable)
+	if have.worse != nil {
+		m.Part, m.Cause, m.Source = PartContent, have.worse, fromOther
+		s.stripes[h[0]].counted = false
+		if m.Err == nil {
+			m.Err = s.removeName(dir, h, fileName(h, otherEncoding(have.enc)))
+		}
+	}
+	mended(ctx, m)
+	return m.Err
 }
 
 // install makes content and sidecar those of h: move gives the content its name. damage, when not nil, is the content that is replaced.
-func (s *files) install(dir int, h Hash, sc Sidecar, damage error, durable bool, move func() error) error {
+func (s *files) install(ctx context.Context, dir int, h Hash, sc Sidecar, damage error, durable bool, move func() error) error {
 	st := &s.stripes[h[0]]
 	if damage != nil {
 		st.counted = false
@@ -242,7 +273,7 @@ func (s *files) install(dir int, h Hash, sc Sidecar, damage error, durable bool,
 	if err := move(); err != nil {
 		return err
 	}
-	if err := s.dropStaleParity(dir, h, &sc); err != nil {
+	if err := s.dropStaleParity(ctx, dir, h, &sc); err != nil {
 		return err
 	}
 	if err := s.writeSidecar(dir, h, sc, durable); err != nil {
@@ -290,9 +321,9 @@ func (s *files) adopt(ctx context.Context, sum Summed, meta Meta, staged *os.Fil
 	if err != nil {
 		return err
 	}
-	enc, frames, err := s.existing(ctx, sum)
+	have, err := s.existing(ctx, sum)
 	if err == nil {
-		if err := s.keep(dir, sum, meta, enc, frames, durable); err != nil {
+		if err := s.keep(ctx, dir, sum, meta, have, durable); err != nil {
 			return err
 		}
 		if durable {
@@ -309,6 +340,14 @@ func (s *files) adopt(ctx context.Context, sum Summed, meta Meta, staged *os.Fil
 	if err != nil {
 		return err
 	}
+	err = s.adoptNew(ctx, dir, sum, meta, staged, path, damage, durable)
+	replaced(ctx, sum.Ref, damage, err)
+	return err
+}
+
+// adoptNew takes over a staged file, in the place of what is damaged, if anything is. The stripe is locked.
+func (s *files) adoptNew(ctx context.Context, dir int, sum Summed, meta Meta, staged *os.File, path string, damage error, durable bool) error {
+	h := sum.Ref.Hash
 	compress := s.compressible(staged, sum.Ref.Size)
 	if compress && sum.Ref.Size <= inlineCompress {
 		done, err := s.adoptEncoded(ctx, dir, sum, meta, staged, damage, durable)
@@ -325,7 +364,7 @@ func (s *files) adopt(ctx context.Context, sum Summed, meta Meta, staged *os.Fil
 			return &syncError{path, err}
 		}
 	}
-	err = s.install(dir, h, newSidecar(sum, meta), damage, durable, func() error {
+	err := s.install(ctx, dir, h, newSidecar(sum, meta), damage, durable, func() error {
 		return s.rename(unix.AT_FDCWD, path, dir, h, fileName(h, encRaw))
 	})
 	if err == nil && compress {
@@ -351,7 +390,7 @@ func (s *files) adoptEncoded(ctx context.Context, dir int, sum Summed, meta Meta
 		}
 	}
 	h := sum.Ref.Hash
-	err = s.install(dir, h, newSidecar(sum, meta).encoded(frames), damage, durable, func() error {
+	err = s.install(ctx, dir, h, newSidecar(sum, meta).encoded(frames), damage, durable, func() error {
 		return t.commit(dir, h, fileName(h, encZstd))
 	})
 	return err == nil, err

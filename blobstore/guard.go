@@ -78,29 +78,30 @@ type guardedPlace interface {
 }
 
 // guarded runs fn on the place where a blob of that size belongs, and on the other when the blob is not there.
-func (s *store) guarded(ctx context.Context, size int64, write bool, fn func(place) error) error {
+func (s *store) guarded(ctx context.Context, size int64, write bool, fn func(context.Context, place) error) error {
 	if size < 0 || size > maxBlob {
 		return fmt.Errorf("a blob of %d bytes: %w", size, ErrInvalid)
 	}
-	if err := s.enter(ctx, write); err != nil {
+	ctx, err := s.enter(ctx, write)
+	if err != nil {
 		return err
 	}
-	defer s.leave()
+	defer s.leave(ctx)
 	own, other := s.order(size)
-	err := fn(own)
+	err = fn(ctx, own)
 	if other != nil && errors.Is(err, ErrNotFound) {
-		err = fn(other)
+		err = fn(ctx, other)
 	}
 	return err
 }
 
 func (s *store) Inspect(ctx context.Context, ref Ref) (found []Finding, err error) {
-	err = s.guarded(ctx, ref.Size, false, func(p place) (err error) { found, err = p.inspect(ctx, ref); return err })
+	err = s.guarded(ctx, ref.Size, false, func(ctx context.Context, p place) (err error) { found, err = p.inspect(ctx, ref); return err })
 	return found, err
 }
 
 func (s *store) Protect(ctx context.Context, ref Ref) (made bool, err error) {
-	err = s.guarded(ctx, ref.Size, true, func(p place) (err error) {
+	err = s.guarded(ctx, ref.Size, true, func(ctx context.Context, p place) (err error) {
 		if ref.Size <= MaxSmall {
 			return nil
 		}
@@ -111,17 +112,17 @@ func (s *store) Protect(ctx context.Context, ref Ref) (made bool, err error) {
 }
 
 func (s *store) Parity(ctx context.Context, h Hash) (n int64, ok bool, err error) {
-	err = s.guarded(ctx, maxBlob, false, func(p place) (err error) { n, ok, err = p.parity(ctx, h); return err })
+	err = s.guarded(ctx, maxBlob, false, func(ctx context.Context, p place) (err error) { n, ok, err = p.parity(ctx, h); return err })
 	return n, ok, err
 }
 
 func (s *store) Repair(ctx context.Context, ref Ref) (done Repaired, err error) {
-	err = s.guarded(ctx, ref.Size, true, func(p place) (err error) { done, err = p.mend(ctx, ref); return err })
+	err = s.guarded(ctx, ref.Size, true, func(ctx context.Context, p place) (err error) { done, err = p.mend(quiet(ctx), ref); return err })
 	return done, err
 }
 
 func (s *store) Raw(ctx context.Context, h Hash) (r io.ReadCloser, n int64, err error) {
-	err = s.guarded(ctx, maxBlob, false, func(p place) (err error) { r, n, err = p.raw(ctx, h); return err })
+	err = s.guarded(ctx, maxBlob, false, func(ctx context.Context, p place) (err error) { r, n, err = p.raw(ctx, h); return err })
 	return r, n, err
 }
 
@@ -130,7 +131,7 @@ func (s *store) SetLevel(ctx context.Context, h Hash, level string) error {
 		return fmt.Errorf("blob %s: level %q; choose basic, advanced or critical: %w", h, level, ErrInvalid)
 	}
 	level = levelName(levelRank(level))
-	return s.guarded(ctx, maxBlob, true, func(p place) error {
+	return s.guarded(ctx, maxBlob, true, func(ctx context.Context, p place) error {
 		return p.amend(ctx, h, func(sc *Sidecar) { sc.IntegrityLevel = level })
 	})
 }
@@ -139,7 +140,7 @@ func (s *store) SetBackup(ctx context.Context, h Hash, count int, last time.Time
 	if y := last.Year(); count < 0 || !last.IsZero() && (y < 1700 || y > 2200) {
 		return fmt.Errorf("blob %s: %d backups, the last one of %s: %w", h, count, last, ErrInvalid)
 	}
-	return s.guarded(ctx, maxBlob, true, func(p place) error {
+	return s.guarded(ctx, maxBlob, true, func(ctx context.Context, p place) error {
 		return p.amend(ctx, h, func(sc *Sidecar) {
 			sc.BackupCount, sc.LastBackup = count, nil
 			if !last.IsZero() {

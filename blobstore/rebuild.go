@@ -45,10 +45,11 @@ func (s *store) rowsPlace() *rows {
 }
 
 func (s *store) Sound(ctx context.Context) error {
-	if err := s.enter(ctx, false); err != nil {
+	ctx, err := s.enter(ctx, false)
+	if err != nil {
 		return err
 	}
-	defer s.leave()
+	defer s.leave(ctx)
 	r := s.rowsPlace()
 	if r == nil {
 		return nil
@@ -79,10 +80,11 @@ func (s *rows) unsound(ctx context.Context) error {
 }
 
 func (s *store) Rebuild(ctx context.Context) (bool, error) {
-	if err := s.enter(ctx, true); err != nil {
+	ctx, err := s.enter(ctx, true)
+	if err != nil {
 		return false, err
 	}
-	defer s.leave()
+	defer s.leave(ctx)
 	r := s.rowsPlace()
 	if r == nil {
 		return false, nil

@@ -89,6 +89,14 @@ func (c *columns) sum(h Hash) int64 {
 	return int64(binary.LittleEndian.Uint64(d[:]))
 }
 
+// flaw says why the columns cannot be relied on; nil when they can.
+func (c *columns) flaw(h Hash) error {
+	if c.check != c.sum(h) || c.level < 0 || c.level > 2 || c.zstd < 0 || c.zstd > 1 {
+		return &DamageError{h, "sidecar", "its row in blobs.db does not have its sum"}
+	}
+	return nil
+}
+
 func newColumns(ref Ref, meta Meta) columns {
 	return columns{size: ref.Size, stored: ref.Size, level: int64(levelRank(meta.Level)), version: meta.Version, time: stamp(meta.Time).UnixNano()}
 }
@@ -226,6 +234,7 @@ func (s *rows) put(ctx context.Context, items []Item) error {
 		ready[i], arena = s.encodeItem(&items[i], arena)
 	}
 	replaced := false
+	var found []Mending
 	err := s.db.Write(ctx, func(c *sqldb.Conn) error {
 		var delta Stats
 		for i := range items {
@@ -235,7 +244,7 @@ func (s *rows) put(ctx context.Context, items []Item) error {
 				return err
 			}
 			if added {
-				if err := dropStray(c, c.LastInsertRowID()); err != nil {
+				if _, err := dropStray(c, c.LastInsertRowID()); err != nil {
 					return err
 				}
 				delta.Blobs++
@@ -243,9 +252,12 @@ func (s *rows) put(ctx context.Context, items []Item) error {
 				delta.StoredBytes += ready[i].cols.stored
 				continue
 			}
-			d, changed, err := s.putAgain(c, &items[i], &ready[i])
+			d, changed, m, err := s.putAgain(c, &items[i], &ready[i])
 			if err != nil {
 				return err
+			}
+			if m.Cause != nil {
+				found = append(found, m)
 			}
 			delta.PlainBytes += d.PlainBytes
 			delta.StoredBytes += d.StoredBytes
@@ -253,6 +265,10 @@ func (s *rows) put(ctx context.Context, items []Item) error {
 		}
 		return addTotal(c, delta)
 	})
+	for i := range found {
+		found[i].Err = err
+		mended(ctx, found[i])
+	}
 	if err != nil {
 		return fmt.Errorf("put %d blobs: %w", len(items), rowErr(err))
 	}
@@ -284,8 +300,9 @@ func (s *rows) insert(c *sqldb.Conn, h Hash, k *columns, body []byte) (added boo
 }
 
 // dropStray removes a row of large that says that a small blob has blocks: it was left by a blob whose row somebody has removed, and whose id came again.
-func dropStray(c *sqldb.Conn, id int64) error {
-	return c.Prep("DELETE FROM large WHERE id = ?").BindInt64(1, id).Exec()
+func dropStray(c *sqldb.Conn, id int64) (there bool, err error) {
+	err = c.Prep("DELETE FROM large WHERE id = ?").BindInt64(1, id).Exec()
+	return err == nil && c.Changes() > 0, err
 }
 
 func addTotal(c *sqldb.Conn, d Stats) error {
@@ -304,26 +321,38 @@ func (k *columns) scan(st *sqldb.Stmt) {
 	}
 }
 
-// putAgain handles a blob that has a row already: an intact body is kept, a damaged one replaced.
-func (s *rows) putAgain(c *sqldb.Conn, it *Item, e *encodedBody) (delta Stats, changed bool, err error) {
+// putAgain handles a blob that has a row already: an intact body is kept, a damaged one replaced. found says what was damaged; its Cause is nil when nothing was.
+func (s *rows) putAgain(c *sqldb.Conn, it *Item, e *encodedBody) (delta Stats, changed bool, found Mending, err error) {
 	h := it.Ref.Hash
 	st := c.Prep("SELECT "+columnList+", body FROM blob WHERE hash = ?").BindBytes(1, h[:])
 	ok, err := st.Step()
 	if err != nil || !ok {
-		return delta, false, err
+		return delta, false, found, err
 	}
 	var old columns
 	old.scan(st)
 	why := s.compareBody(st, &old, it.Data)
 	if err := st.Done(); err != nil {
-		return delta, false, err
+		return delta, false, found, err
 	}
-	goodSum := old.check == old.sum(h)
-	if why == nil && goodSum && old.level >= e.cols.level {
-		return delta, false, dropStray(c, old.id)
+	flaw := old.flaw(h)
+	stray, err := dropStray(c, old.id)
+	if err != nil {
+		return delta, false, found, err
+	}
+	switch {
+	case why != nil:
+		found = Mending{Hash: h, Part: PartContent, Cause: &DamageError{h, "content", "its row in blobs.db: " + why.Error()}, Source: SourceWriter, Bytes: it.Ref.Size}
+	case flaw != nil:
+		found = Mending{Hash: h, Part: PartRow, Cause: flaw, Source: SourceWriter}
+	case stray:
+		found = Mending{Hash: h, Part: PartRow, Cause: &DamageError{h, "sidecar", "a row of large in blobs.db says that it has blocks"}, Source: SourceWriter}
+	}
+	if why == nil && flaw == nil && old.level >= e.cols.level {
+		return delta, false, found, nil
 	}
 	fresh := e.cols
-	if goodSum {
+	if flaw == nil {
 		// What is known of the blob's past stays.
 		fresh.level, fresh.version, fresh.time = max(old.level, fresh.level), old.version, old.time
 		fresh.backups, fresh.lastBackup = old.backups, old.lastBackup
@@ -332,15 +361,12 @@ func (s *rows) putAgain(c *sqldb.Conn, it *Item, e *encodedBody) (delta Stats, c
 		s.opt.Log.Warn("a stored blob is damaged and is replaced by intact content", "blob", h.String(), "err", why)
 	}
 	if err := s.update(c, h, old.id, &fresh); err != nil {
-		return delta, false, err
+		return delta, false, found, err
 	}
 	if err := c.Prep("UPDATE blob SET body = ? WHERE id = ?").BindBytes(1, e.body).BindInt64(2, old.id).Exec(); err != nil {
-		return delta, false, err
+		return delta, false, found, err
 	}
-	if err := c.Prep("DELETE FROM large WHERE id = ?").BindInt64(1, old.id).Exec(); err != nil {
-		return delta, false, err
-	}
-	return Stats{0, fresh.size - old.size, fresh.stored - old.stored}, true, nil
+	return Stats{0, fresh.size - old.size, fresh.stored - old.stored}, true, found, nil
 }
 
 // update writes all columns but the body of a row that exists.
@@ -444,8 +470,8 @@ func (k *columns) meta() Meta {
 
 // sidecarOf turns columns into a Sidecar. Columns that are out of range are damage.
 func (k *columns) sidecarOf(h Hash, hashes []byte, frames []uint32) (Sidecar, error) {
-	if k.check != k.sum(h) || k.level < 0 || k.level > 2 || k.zstd < 0 || k.zstd > 1 {
-		return Sidecar{}, &DamageError{h, "sidecar", "its row in blobs.db does not have its sum"}
+	if err := k.flaw(h); err != nil {
+		return Sidecar{}, err
 	}
 	ref := Ref{Hash: h, Size: k.size}
 	sc := newSidecar(Summed{Ref: ref, Blocks: hashes}, Meta{Level: levelName(int(k.level)), Version: k.version, Time: time.Unix(0, k.time)})

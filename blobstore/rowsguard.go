@@ -232,11 +232,13 @@ func (s *rows) dropStaleParity(ctx context.Context, h Hash, k *columns) error {
 	if k.size <= MaxSmall {
 		return nil
 	}
-	pr, err := s.openParity(ctx, h)
-	if errors.Is(err, ErrNotFound) || err == nil && pr.fits(Ref{Hash: h, Size: k.size}, k.encoding(), k.stored) {
+	pr, why := s.openParity(ctx, h)
+	if errors.Is(why, ErrNotFound) || why == nil && pr.fits(Ref{Hash: h, Size: k.size}, k.encoding(), k.stored) {
 		return nil
 	}
-	return s.dropParity(ctx, h)
+	err := s.dropParity(ctx, h)
+	parityGone(ctx, h, why, err)
+	return err
 }
 
 // scratch is a file without a name, in the store where the filesystem can do that.
@@ -273,8 +275,8 @@ func (s *rows) locate(ctx context.Context, ref Ref) (l rowsContent, err error) {
 	k := &l.cols
 	large := ref.Size > BlockSize
 	switch {
-	case k.check != k.sum(h) || k.level < 0 || k.level > 2 || k.zstd < 0 || k.zstd > 1:
-		l.why = &DamageError{h, "sidecar", "its row in blobs.db does not have its sum"}
+	case k.flaw(h) != nil:
+		l.why = k.flaw(h)
 	case k.size != ref.Size || !large && l.first != 0:
 		l.why = &DamageError{h, "sidecar", fmt.Sprintf("its row in blobs.db says %d bytes, not %d", k.size, ref.Size)}
 	case large && (l.first <= 0 || l.first > 1<<60 || l.hashes == nil || ref.Root != (Root{}) && RootOf(l.hashes) != ref.Root):
@@ -457,7 +459,7 @@ func (s *rows) inspectBlocks(ctx context.Context, ref Ref, l *rowsContent, frame
 		return []Finding{{Part: PartContent, Len: total, Detail: "it does not have its hash"}}, nil
 	}
 	if l.why == nil && (total != l.cols.stored || encodingOf(ref.Size, frames) != l.cols.encoding() || !bytes.Equal(l.hashes, sum.Blocks)) {
-		l.why = &DamageError{ref.Hash, "sidecar", "its row in blobs.db does not describe the content"}
+		l.why = notDescribed(ref.Hash)
 	}
 	return nil, nil
 }
@@ -479,8 +481,8 @@ func (s *rows) amend(ctx context.Context, h Hash, change func(*Sidecar)) error {
 		if err := st.Done(); err != nil {
 			return err
 		}
-		if k.check != k.sum(h) || k.level < 0 || k.level > 2 {
-			return &DamageError{h, "sidecar", "its row in blobs.db does not have its sum"}
+		if err := k.flaw(h); err != nil {
+			return err
 		}
 		sc := Sidecar{IntegrityLevel: levelName(int(k.level))}
 		k.setBackups(&sc)

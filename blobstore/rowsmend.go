@@ -48,12 +48,12 @@ func (s *rows) makeParityOnce(ctx context.Context, ref Ref, force bool) (made bo
 	}
 	content := s.storedBlocks(ctx, ref.Hash, l.first, frames)
 	enc := encodingOf(ref.Size, frames)
-	if pr, err := s.openParity(ctx, ref.Hash); err == nil {
-		if !force && !pr.partial && pr.fits(ref, enc, content.length()) {
-			return false, nil
-		}
-	} else if !unreadable(err) {
-		return false, err
+	pr, parErr := s.openParity(ctx, ref.Hash)
+	if parErr == nil && !force && !pr.partial && pr.fits(ref, enc, content.length()) {
+		return false, nil
+	}
+	if parErr != nil && !unreadable(parErr) {
+		return false, parErr
 	}
 	if content.length() == 0 {
 		return false, &DamageError{ref.Hash, "content", "there is nothing of it in blobs.db"}
@@ -75,6 +75,7 @@ func (s *rows) makeParityOnce(ctx context.Context, ref Ref, force bool) (made bo
 	if err := s.storeParity(ctx, ref.Hash, out, info.total(&digests.plan), &l.largeRow); err != nil {
 		return false, err
 	}
+	parityMade(ctx, ref.Hash, pr, parErr)
 	return true, s.db.Sync(ctx)
 }
 

@@ -45,8 +45,14 @@ func (s *rows) readSmall(ctx context.Context, ref Ref, p []byte, off int64) (int
 	} else {
 		plain = make([]byte, ref.Size)
 	}
-	if _, err := s.loadSmall(ctx, ref, plain); err != nil {
+	_, flaw, err := s.loadSmall(ctx, ref, plain)
+	if err != nil {
 		return 0, err
+	}
+	if flaw != nil {
+		if _, err := s.mendSmall(ctx, ref.Hash); err != nil && !lookElsewhere(err) {
+			return 0, err
+		}
 	}
 	if direct {
 		return len(plain), nil
@@ -55,8 +61,8 @@ func (s *rows) readSmall(ctx context.Context, ref Ref, p []byte, off int64) (int
 	return copy(p, plain[off:]), nil
 }
 
-// loadSmall fills plain, of ref.Size bytes, with verified content, and returns the row's columns, which may be damaged.
-func (s *rows) loadSmall(ctx context.Context, ref Ref, plain []byte) (k columns, err error) {
+// loadSmall fills plain, of ref.Size bytes, with verified content, and returns the row's columns, and what is wrong with them.
+func (s *rows) loadSmall(ctx context.Context, ref Ref, plain []byte) (k columns, flaw, err error) {
 	err = s.db.Read(ctx, func(c *sqldb.Conn) error {
 		st := c.Prep("SELECT "+columnList+", body FROM blob WHERE hash = ?").BindBytes(1, ref.Hash[:])
 		ok, err := st.Step()
@@ -74,6 +80,9 @@ func (s *rows) loadSmall(ctx context.Context, ref Ref, plain []byte) (k columns,
 					why = err
 				}
 			} else if sha256.Sum256(plain) == ref.Hash {
+				if flaw = k.flaw(ref.Hash); flaw == nil && (k.size != ref.Size || k.zstd != zstd || k.stored != int64(st.Len(10))) {
+					flaw = notDescribed(ref.Hash)
+				}
 				return nil
 			} else if why == nil {
 				why = errors.New("it does not have its hash")
@@ -81,7 +90,11 @@ func (s *rows) loadSmall(ctx context.Context, ref Ref, plain []byte) (k columns,
 		}
 		return &DamageError{ref.Hash, "content", "its row in blobs.db: " + why.Error()}
 	})
-	return k, err
+	return k, flaw, err
+}
+
+func notDescribed(h Hash) error {
+	return &DamageError{h, "sidecar", "its row in blobs.db does not describe the content"}
 }
 
 // fetch fills dst with block b, verified.
@@ -245,23 +258,48 @@ func (s *rows) mendLarge(ctx context.Context, ref Ref) (*layout, columns, []uint
 		}
 	}
 	k.check = k.sum(ref.Hash)
-	if !s.opt.ReadOnly && (k != r.cols || string(r.hashes) != string(sum.Blocks)) {
-		s.opt.Log.Warn("sidecar rebuilt from the content", "blob", ref.Hash.String())
-		err := s.db.Write(ctx, func(c *sqldb.Conn) error {
-			if !current() {
-				return nil
-			}
-			if err := s.update(c, ref.Hash, k.id, &k); err != nil {
-				return err
-			}
+	cause := r.cols.flaw(ref.Hash)
+	switch {
+	case cause != nil:
+	case string(r.hashes) != string(sum.Blocks):
+		cause = &DamageError{ref.Hash, "sidecar", "its block hashes in blobs.db are not the content's"}
+	case k != r.cols:
+		cause = notDescribed(ref.Hash)
+	}
+	if cause != nil {
+		s.mendColumns(ctx, ref.Hash, &k, cause, current, func(c *sqldb.Conn) error {
 			return c.Prep("UPDATE large SET hashes = ? WHERE id = ?").BindBytes(1, sum.Blocks).BindInt64(2, k.id).Exec()
 		})
-		if err != nil {
-			s.opt.Log.Error("a sidecar cannot be rebuilt", "blob", ref.Hash.String(), "err", err)
-		}
 	}
 	s.layouts.put(ref.Hash, lay, lay.cost(), current)
 	return lay, k, frames, nil
+}
+
+// mendColumns writes the columns of a row anew, for the reason cause, and with more the rest, unless the blob may have been stored anew since. That they cannot be written is no
+// reason to refuse the content, which is intact.
+func (s *rows) mendColumns(ctx context.Context, h Hash, k *columns, cause error, current func() bool, more func(*sqldb.Conn) error) {
+	m := Mending{Hash: h, Part: PartRow, Cause: cause, Source: fromContent, Err: errMendReadOnly}
+	if !s.opt.ReadOnly {
+		written := false
+		m.Err = s.db.Write(ctx, func(c *sqldb.Conn) error {
+			if written = current(); !written {
+				return nil
+			}
+			if err := s.update(c, h, k.id, k); err != nil {
+				return err
+			}
+			return more(c)
+		})
+		switch {
+		case m.Err != nil:
+			s.opt.Log.Error("a sidecar cannot be rebuilt", "blob", h.String(), "why", cause, "err", m.Err)
+		case !written:
+			return
+		default:
+			s.opt.Log.Warn("sidecar rebuilt from the content", "blob", h.String(), "why", cause)
+		}
+	}
+	mended(ctx, m)
 }
 
 // mendSmall does the same for a small blob, whose size need not be known.
@@ -270,6 +308,7 @@ func (s *rows) mendSmall(ctx context.Context, h Hash) (k columns, err error) {
 	defer s.codec.free(buf)
 	var body []byte
 	null := false
+	current := s.current()
 	err = s.db.Read(ctx, func(c *sqldb.Conn) error {
 		st := c.Prep("SELECT "+columnList+", body FROM blob WHERE hash = ?").BindBytes(1, h[:])
 		ok, err := st.Step()
@@ -300,24 +339,15 @@ func (s *rows) mendSmall(ctx context.Context, h Hash) (k columns, err error) {
 		}
 		fixed.size, fixed.zstd = int64(len(plain)), 1
 	}
-	if fixed.id = k.id; k.check == k.sum(h) && k.size == fixed.size && k.zstd == fixed.zstd && k.stored == fixed.stored {
-		return k, nil
-	}
-	fixed.check = fixed.sum(h)
-	if s.opt.ReadOnly {
-		return fixed, nil
-	}
-	s.opt.Log.Warn("sidecar rebuilt from the content", "blob", h.String())
-	current := s.current()
-	err = s.db.Write(ctx, func(c *sqldb.Conn) error {
-		if !current() {
-			return nil
+	cause := k.flaw(h)
+	if cause == nil {
+		if k.size == fixed.size && k.zstd == fixed.zstd && k.stored == fixed.stored {
+			return k, nil
 		}
-		return s.update(c, h, fixed.id, &fixed)
-	})
-	if err != nil {
-		s.opt.Log.Error("a sidecar cannot be rebuilt", "blob", h.String(), "err", err)
+		cause = notDescribed(h)
 	}
+	fixed.id, fixed.check = k.id, fixed.sum(h)
+	s.mendColumns(ctx, h, &fixed, cause, current, func(*sqldb.Conn) error { return nil })
 	return fixed, nil
 }
 
@@ -329,12 +359,12 @@ func (s *rows) verify(ctx context.Context, ref Ref) error {
 		}
 		return err
 	}
-	k, err := s.loadSmall(ctx, ref, make([]byte, ref.Size))
+	k, flaw, err := s.loadSmall(ctx, ref, make([]byte, ref.Size))
 	if err != nil {
 		s.forget(ref.Hash)
 		return err
 	}
-	if _, err := k.sidecarOf(ref.Hash, nil, nil); err != nil || k.size != ref.Size {
+	if _, err := k.sidecarOf(ref.Hash, nil, nil); err != nil || flaw != nil {
 		_, err = s.mendSmall(ctx, ref.Hash)
 		return err
 	}

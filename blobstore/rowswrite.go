@@ -3,6 +3,7 @@ package blobstore
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,12 +15,14 @@ import (
 
 // adopt copies a blob of more than one block into rows of block, in transactions of a few blocks, and names it last.
 func (s *rows) adopt(ctx context.Context, sum Summed, meta Meta, staged *os.File, path string, durable bool) error {
-	kept, err := s.keepLarge(ctx, sum, meta)
+	kept, damage, err := s.keepLarge(ctx, sum, meta)
 	if err != nil {
 		return err
 	}
 	if !kept {
-		if err := s.storeLarge(ctx, sum, meta, staged); err != nil {
+		err := s.storeLarge(ctx, sum, meta, staged)
+		replaced(ctx, sum.Ref, damage, err)
+		if err != nil {
 			return fmt.Errorf("adopt blob %s from %s: %w", sum.Ref.Hash, path, rowErr(err))
 		}
 	}
@@ -58,40 +61,47 @@ func (s *rows) reserve(n int64) (first int64) {
 	return first
 }
 
-// keepLarge says whether the blob is there and intact, by its block hashes; if so it raises its level where needed.
-func (s *rows) keepLarge(ctx context.Context, sum Summed, meta Meta) (bool, error) {
+// keepLarge says whether the blob is there and intact, by its block hashes; if so it raises its level where needed. damage says what is wrong with one that is there
+// and is not intact.
+func (s *rows) keepLarge(ctx context.Context, sum Summed, meta Meta) (kept bool, damage, err error) {
 	h := sum.Ref.Hash
+	current := s.current()
 	r, err := s.loadLarge(ctx, h, sum.Ref.Size)
-	if err != nil {
-		if lookElsewhere(err) {
-			return false, nil
-		}
-		return false, err
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return false, nil, nil
+	case errors.Is(err, ErrDamaged):
+		return false, err, nil
+	case err != nil:
+		return false, nil, err
 	}
 	lay := &layout{size: sum.Ref.Size, hashes: sum.Blocks, first: r.first}
 	buf := s.codec.buf()
 	defer s.codec.free(buf)
 	for b := range blockCount(sum.Ref.Size) {
 		if err := s.fetch(ctx, h, lay, b, buf[:blockLen(sum.Ref.Size, b)]); err != nil {
+			if lookElsewhere(err) && !current() {
+				return false, nil, nil // deleted or replaced meanwhile, maybe
+			}
 			if lookElsewhere(err) {
 				s.opt.Log.Warn("a stored blob is damaged and is replaced by intact content", "blob", h.String(), "err", err)
-				return false, nil
+				return false, err, nil
 			}
-			return false, err
+			return false, nil, err
 		}
 	}
-	good := r.cols.check == r.cols.sum(h) && r.cols.size == sum.Ref.Size && bytes.Equal(r.hashes, sum.Blocks)
+	good := r.cols.flaw(h) == nil && r.cols.size == sum.Ref.Size && bytes.Equal(r.hashes, sum.Blocks)
 	level := int64(levelRank(meta.Level))
 	if good && r.cols.level >= level {
-		return true, nil
+		return true, nil, nil
 	}
 	if !good {
 		if _, r.cols, _, err = s.mendLarge(ctx, sum.Ref); err != nil {
-			return false, err
+			return false, nil, err
 		}
 	}
 	r.cols.level = max(level, r.cols.level)
-	return true, rowErr(s.db.Write(ctx, func(c *sqldb.Conn) error { return s.update(c, h, r.cols.id, &r.cols) }))
+	return true, nil, rowErr(s.db.Write(ctx, func(c *sqldb.Conn) error { return s.update(c, h, r.cols.id, &r.cols) }))
 }
 
 // writeLarge writes the blocks and then the rows that name them.

@@ -30,6 +30,10 @@ type Options struct {
 	ReadOnly   bool   // nothing is written: sidecars are rebuilt in memory only, mutations return ErrReadOnly
 	CacheBytes int64  // verified plain blocks kept in memory; default 32 MiB
 	Log        *slog.Logger
+	// Mended is told of damage that a call has met and made good, or worked around, on its way; nothing else says so: the call succeeds. It gets the context of the call, at its end,
+	// in the goroutine that made it or in one of the store's own, from several at once. No lock of the store is held; it must not close the store. Damage that stays is told once.
+	// What Repair and Rebuild mend they say themselves.
+	Mended func(ctx context.Context, m Mending)
 }
 
 // place is one of the two ways to keep blobs: files or rows. Its methods mean what those of Store do; arguments are checked.
@@ -54,6 +58,7 @@ type store struct {
 	small place // where blobs of at most MaxSmall bytes live
 	large place // where larger ones live; the same place except in hybrid mode
 
+	teller  *teller
 	closeMu sync.RWMutex // held for reading by each call
 	closed  bool
 }
@@ -74,7 +79,7 @@ func Open(ctx context.Context, opt Options) (Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &store{opt: opt, codec: c}
+	s := &store{opt: opt, codec: c, teller: &teller{fn: opt.Mended}}
 	blocks := newLRU[blockKey, []byte](opt.CacheBytes)
 	if opt.Mode != ModeFile {
 		rows, err := openRows(ctx, opt, c, blocks)
@@ -85,7 +90,7 @@ func Open(ctx context.Context, opt Options) (Store, error) {
 		s.small, s.large = rows, rows
 	}
 	if opt.Mode != ModeDatabase {
-		files, err := openFiles(opt, c, blocks)
+		files, err := openFiles(opt, c, blocks, s.teller)
 		if err != nil {
 			if s.small != nil {
 				s.small.close()
@@ -107,23 +112,26 @@ type blockKey struct {
 	n    int64
 }
 
-// enter is called first by every method; leave when it returns.
-func (s *store) enter(ctx context.Context, write bool) error {
+// enter is called first by every method, which goes on with the context that it returns; leave, with that, when it returns.
+func (s *store) enter(ctx context.Context, write bool) (context.Context, error) {
 	if err := ctx.Err(); err != nil {
-		return err
+		return ctx, err
 	}
 	if write && s.opt.ReadOnly {
-		return ErrReadOnly
+		return ctx, ErrReadOnly
 	}
 	s.closeMu.RLock()
 	if s.closed {
 		s.closeMu.RUnlock()
-		return ErrClosed
+		return ctx, ErrClosed
 	}
-	return nil
+	return s.teller.begin(ctx), nil
 }
 
-func (s *store) leave() { s.closeMu.RUnlock() }
+func (s *store) leave(ctx context.Context) {
+	s.closeMu.RUnlock()
+	s.teller.end(ctx)
+}
 
 // order returns the places in which to look for a blob of that size, its own first; the second is nil when there is only one.
 func (s *store) order(size int64) (own, other place) {
@@ -144,10 +152,11 @@ func (s *store) ReadAt(ctx context.Context, ref Ref, p []byte, off int64) (int, 
 	if off < 0 || ref.Size < 0 {
 		return 0, fmt.Errorf("read blob %s: offset %d in %d bytes: %w", ref.Hash, off, ref.Size, ErrInvalid)
 	}
-	if err := s.enter(ctx, false); err != nil {
+	ctx, err := s.enter(ctx, false)
+	if err != nil {
 		return 0, err
 	}
-	defer s.leave()
+	defer s.leave(ctx)
 	if len(p) == 0 || off >= ref.Size && off > 0 {
 		return 0, nil
 	}
@@ -155,6 +164,7 @@ func (s *store) ReadAt(ctx context.Context, ref Ref, p []byte, off int64) (int, 
 	n, err := own.readAt(ctx, ref, p, off)
 	if err != nil && other != nil && lookElsewhere(err) {
 		if n, err2 := other.readAt(ctx, ref, p, off); err2 == nil {
+			workedAround(ctx, ref.Hash, err, nil)
 			return n, nil
 		} else if errors.Is(err, ErrNotFound) {
 			err = err2
@@ -163,18 +173,27 @@ func (s *store) ReadAt(ctx context.Context, ref Ref, p []byte, off int64) (int, 
 	return n, err
 }
 
+// workedAround notes that the blob's own place has it damaged, and the other, if that says nil, intact.
+func workedAround(ctx context.Context, h Hash, own, other error) {
+	if other == nil && errors.Is(own, ErrDamaged) {
+		mended(ctx, Mending{Hash: h, Part: PartContent, Cause: own, Source: fromOther, Err: errNotMended})
+	}
+}
+
 func (s *store) Verify(ctx context.Context, ref Ref) error {
 	if ref.Size < 0 {
 		return fmt.Errorf("verify blob %s: %d bytes: %w", ref.Hash, ref.Size, ErrInvalid)
 	}
-	if err := s.enter(ctx, false); err != nil {
+	ctx, err := s.enter(ctx, false)
+	if err != nil {
 		return err
 	}
-	defer s.leave()
+	defer s.leave(ctx)
 	own, other := s.order(ref.Size)
-	err := own.verify(ctx, ref)
+	err = own.verify(ctx, ref)
 	if err != nil && other != nil && lookElsewhere(err) {
 		if err2 := other.verify(ctx, ref); err2 == nil || errors.Is(err, ErrNotFound) {
+			workedAround(ctx, ref.Hash, err, err2)
 			err = err2
 		}
 	}
@@ -182,14 +201,16 @@ func (s *store) Verify(ctx context.Context, ref Ref) error {
 }
 
 func (s *store) Sidecar(ctx context.Context, h Hash) (Sidecar, error) {
-	if err := s.enter(ctx, false); err != nil {
+	ctx, err := s.enter(ctx, false)
+	if err != nil {
 		return Sidecar{}, err
 	}
-	defer s.leave()
+	defer s.leave(ctx)
 	sc, err := s.small.sidecar(ctx, h)
 	if err != nil && s.small != s.large && lookElsewhere(err) {
 		sc2, err2 := s.large.sidecar(ctx, h)
 		if err2 == nil || errors.Is(err, ErrNotFound) {
+			workedAround(ctx, h, err, err2)
 			return sc2, err2
 		}
 	}
@@ -208,10 +229,11 @@ func (s *store) PutBatch(ctx context.Context, items []Item) error {
 			return fmt.Errorf("put blob %s: level %q, version %d: %w", it.Ref.Hash, it.Meta.Level, it.Meta.Version, ErrInvalid)
 		}
 	}
-	if err := s.enter(ctx, true); err != nil {
+	ctx, err := s.enter(ctx, true)
+	if err != nil {
 		return err
 	}
-	defer s.leave()
+	defer s.leave(ctx)
 	if len(items) == 0 {
 		return nil
 	}
@@ -225,10 +247,11 @@ func (s *store) Adopt(ctx context.Context, sum Summed, meta Meta, path string, d
 		return fmt.Errorf("adopt blob %s from %s: level %q, version %d, size %d or block hashes do not fit: %w",
 			sum.Ref.Hash, path, meta.Level, meta.Version, size, ErrInvalid)
 	}
-	if err := s.enter(ctx, true); err != nil {
+	ctx, err := s.enter(ctx, true)
+	if err != nil {
 		return err
 	}
-	defer s.leave()
+	defer s.leave(ctx)
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "adopt", Path: path, Err: err}
@@ -270,14 +293,15 @@ func (s *store) adoptSmall(ctx context.Context, sum Summed, meta Meta, f *os.Fil
 }
 
 func (s *store) Sync(ctx context.Context) error {
-	if err := s.enter(ctx, false); err != nil {
+	ctx, err := s.enter(ctx, false)
+	if err != nil {
 		return err
 	}
-	defer s.leave()
+	defer s.leave(ctx)
 	if s.opt.ReadOnly {
 		return nil
 	}
-	err := s.small.sync(ctx)
+	err = s.small.sync(ctx)
 	if s.large != s.small {
 		err = errors.Join(err, s.large.sync(ctx))
 	}
@@ -285,10 +309,11 @@ func (s *store) Sync(ctx context.Context) error {
 }
 
 func (s *store) Delete(ctx context.Context, h Hash) error {
-	if err := s.enter(ctx, true); err != nil {
+	ctx, err := s.enter(ctx, true)
+	if err != nil {
 		return err
 	}
-	defer s.leave()
+	defer s.leave(ctx)
 	if err := s.large.remove(ctx, h); err != nil {
 		return err
 	}
@@ -315,10 +340,11 @@ func (s *store) List(ctx context.Context, after Hash, fn func(Hash) error) error
 
 // namesFrom is one step of List. It holds nothing while List calls back.
 func (s *store) namesFrom(ctx context.Context, first byte, after Hash) ([]Hash, error) {
-	if err := s.enter(ctx, false); err != nil {
+	ctx, err := s.enter(ctx, false)
+	if err != nil {
 		return nil, err
 	}
-	defer s.leave()
+	defer s.leave(ctx)
 	names, err := s.small.names(ctx, first, after)
 	if err != nil || s.small == s.large {
 		return names, err
@@ -333,10 +359,11 @@ func (s *store) namesFrom(ctx context.Context, first byte, after Hash) ([]Hash, 
 }
 
 func (s *store) Stats(ctx context.Context) (Stats, error) {
-	if err := s.enter(ctx, false); err != nil {
+	ctx, err := s.enter(ctx, false)
+	if err != nil {
 		return Stats{}, err
 	}
-	defer s.leave()
+	defer s.leave(ctx)
 	st, err := s.small.stats(ctx)
 	if err != nil || s.small == s.large {
 		return st, err

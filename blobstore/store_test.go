@@ -20,14 +20,26 @@ func openDir(t testing.TB, dir, mode string) blobstore.Store {
 	return s
 }
 
+// openIntact opens a store that nobody damages: nothing is there to be mended.
+func openIntact(t *testing.T, dir, mode string) blobstore.Store {
+	t.Helper()
+	s, x := openTold(t, dir, mode, false)
+	t.Cleanup(func() {
+		if said := x.take(); len(said) > 0 {
+			t.Errorf("nothing was damaged, and mended was %+v", said)
+		}
+	})
+	return s
+}
+
 func TestConformance(t *testing.T) {
 	for _, mode := range modes() {
 		t.Run(mode, func(t *testing.T) {
 			var dir string
 			blobstoretest.Run(t, func(t *testing.T) blobstore.Store {
 				dir = blobstoretest.TempDir(t)
-				return openDir(t, dir, mode)
-			}, blobstoretest.Reopen(func(t *testing.T, _ blobstore.Store) blobstore.Store { return openDir(t, dir, mode) }))
+				return openIntact(t, dir, mode)
+			}, blobstoretest.Reopen(func(t *testing.T, _ blobstore.Store) blobstore.Store { return openIntact(t, dir, mode) }))
 		})
 	}
 }

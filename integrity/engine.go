@@ -268,24 +268,6 @@ func (e *Engine) SecondCopy(err error) {
 	}
 }
 
-// Mended implements volume.Guard.
-func (e *Engine) Mended(ref blobstore.Ref, cause, err error) {
-	ctx := context.Background()
-	id := ref.Hash.String()
-	path := first(e.paths(ctx, ref.Hash))
-	a := Attempt{Time: e.now().UTC(), DataID: id, Path: path, Strategy: ChecksumMatch, Source: "a write of the same content", Successful: err == nil, Bytes: ref.Size}
-	if err != nil {
-		a.Details, a.Bytes = err.Error(), 0
-	}
-	e.record(ctx, &a)
-	r := e.result(Checksum, id, path)
-	r.Passed, r.Details, r.RecoveryAttempted, r.RecoverySuccessful = false, cause.Error(), true, err == nil
-	e.note(ctx, &r)
-	if err == nil {
-		e.healed(ctx, ref, path, a.Source)
-	}
-}
-
 // record remembers an attempt.
 func (e *Engine) record(ctx context.Context, a *Attempt) {
 	if err := e.state.addAttempt(context.WithoutCancel(ctx), a); err != nil {

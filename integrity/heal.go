@@ -228,6 +228,7 @@ func (e *Engine) remedies(ref blobstore.Ref, found []blobstore.Finding, patient 
 
 // try goes through the remedies until one works, and proves that it has. The damaged bytes are kept in the quarantine, first.
 func (e *Engine) try(ctx context.Context, ref blobstore.Ref, found []blobstore.Finding, list []remedy, path string) (source, quarantined string, err error) {
+	ctx = recorded(ctx, healOf{hash: ref.Hash})
 	if contentDamaged(found) {
 		if quarantined, err = e.quarantine(ctx, ref.Hash); err != nil {
 			e.log.Warn("the damaged bytes of a blob cannot be kept", "blob", ref.Hash, "error", err)

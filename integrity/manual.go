@@ -195,6 +195,7 @@ func (e *Engine) Complete(ctx context.Context, dataID string, r io.Reader) error
 	}
 	defer e.cat.Unpin(h)
 	names := e.paths(ctx, h)
+	ctx = recorded(ctx, healOf{hash: h})
 	began := e.now()
 	a := Attempt{Time: began.UTC(), DataID: dataID, Path: first(names), Strategy: ManualRecovery, Source: "a person"}
 	a.Bytes, err = e.adopt(ctx, ref, func(w io.Writer) error {

@@ -233,7 +233,7 @@ func (c *checker) secondCopy(ctx context.Context, h blobstore.Hash) (int64, erro
 	c.sum.Failed++
 	if c.o.Repair {
 		began := e.now()
-		err := e.mendSecond(ctx, ref, found)
+		err := e.mendSecond(recorded(ctx, healOf{h, true}), ref, found)
 		if ctx.Err() != nil {
 			return 0, ctx.Err()
 		}

@@ -44,7 +44,7 @@ func kinds() []kind {
 	list = append(list,
 		kind{name: "content: a tenth of its sectors", levels: guarded, clean: true, live: true, draw: (*draw).tenth},
 		kind{name: "content: two exchanged", levels: levels(), clean: true, live: true, draw: (*draw).exchanged},
-		kind{name: "sidecar", levels: levels(), clean: true, live: true, silent: true, draw: (*draw).sidecar},
+		kind{name: "sidecar", levels: levels(), clean: true, live: true, draw: (*draw).sidecar},
 		kind{name: "parity", levels: guarded, clean: true, live: true, silent: true, draw: (*draw).parity},
 		kind{name: "second copy", levels: critical, clean: true, live: true, silent: true, draw: (*draw).second},
 		kind{name: "blobs.db: edited row", modes: onDB, clean: true, crashed: true, draw: func(d *draw) error { return d.row("blobs.db") }},

@@ -30,8 +30,6 @@ const (
 	wholeBelow = 4 << 10
 	// dedupAbove: the content of a larger small blob is looked up before it is written to the journal once more.
 	dedupAbove = 4 << 10
-	// maxSuspect: what Adopt finds damaged of a larger blob is replaced, and not recorded.
-	maxSuspect = 64 << 20
 )
 
 // commit is commitBy on nobody's behalf.
@@ -299,10 +297,15 @@ func (v *Volume) intact(ctx context.Context, ref blobstore.Ref, body []byte, lev
 		return true
 	}
 	err := v.blobs.PutBatch(ctx, []blobstore.Item{{Ref: ref, Meta: blobstore.Meta{Level: level, Time: time.Now()}, Data: body}})
-	if g := v.guard.Load(); g != nil {
-		g.Mended(ref, cause, err)
+	if errors.Is(cause, blobstore.ErrNotFound) {
+		v.brought(ctx, ref, cause, err)
 	}
 	return err == nil
+}
+
+// brought says that a write brought the content of a blob that was missing, which the blob store cannot know.
+func (v *Volume) brought(ctx context.Context, ref blobstore.Ref, cause, err error) {
+	v.mended(ctx, blobstore.Mending{Hash: ref.Hash, Part: blobstore.PartMissing, Cause: cause, Source: blobstore.SourceWriter, Bytes: ref.Size, Err: err}, false)
 }
 
 // planLarge hands the changed ranges, one behind the other, to the blobstore as one blob: the staging file itself where it holds
@@ -328,10 +331,10 @@ func (f *file) planLarge(ctx context.Context, cm *catalog.Commit, runs []run, to
 	meta := blobstore.Meta{Level: level, Time: time.Now()}
 	path := stage.path()
 	stage.adopted = true
-	cause := f.v.suspect(ctx, sum.Ref)
+	missing := f.v.missing(ctx, sum.Ref)
 	err = f.v.blobs.Adopt(ctx, sum, meta, path, durable)
-	if g := f.v.guard.Load(); cause != nil && g != nil {
-		g.Mended(sum.Ref, cause, err)
+	if missing != nil {
+		f.v.brought(ctx, sum.Ref, missing, err)
 	}
 	if err != nil {
 		// The open descriptor still has the bytes; a path that is left would only be in the way.
@@ -343,16 +346,16 @@ func (f *file) planLarge(ctx context.Context, cm *catalog.Commit, runs []run, to
 	return pinned, nil
 }
 
-// suspect says what is damaged of a blob that the store has and that is about to be adopted once more; nil when it is intact, or new. Adopt looks, too, and
-// replaces what is damaged; what it found it does not say.
-func (v *Volume) suspect(ctx context.Context, ref blobstore.Ref) error {
-	if ref.Size > maxSuspect || v.guard.Load() == nil {
-		return nil
-	}
+// missing says that a blob that is about to be adopted once more is not in the store, although a record names it; nil when it is, or is new. What is damaged of it Adopt finds.
+func (v *Volume) missing(ctx context.Context, ref blobstore.Ref) error {
 	if _, ok, err := v.cat.HasBlob(ctx, ref.Hash); err != nil || !ok {
 		return nil
 	}
-	if err := v.blobs.Verify(ctx, ref); isDamage(err) {
+	r, _, err := v.blobs.Raw(ctx, ref.Hash)
+	if err == nil {
+		err = r.Close()
+	}
+	if errors.Is(err, blobstore.ErrNotFound) {
 		return err
 	}
 	return nil

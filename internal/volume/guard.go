@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 
 	"holdfast/blobstore"
 	"holdfast/catalog"
@@ -17,8 +18,8 @@ type Guard interface {
 	Heal(ctx context.Context, ref blobstore.Ref, cause error) error
 	// Stored says that a commit of a file of that level, which is above basic, names the blobs. It returns at once.
 	Stored(level string, refs []blobstore.Ref)
-	// Mended says that a write brought the content of a blob whose stored copy was damaged, and that this was replaced, or why it could not be.
-	Mended(ref blobstore.Ref, cause, err error)
+	// Mended says what a blob store, with second that of the second copies, met and mended on its way, as of blobstore.Options.Mended. ctx is that of the call.
+	Mended(ctx context.Context, m blobstore.Mending, second bool)
 	// SecondCopy says that the place of the second copies fails, or, with nil, that it works again. It returns at once.
 	SecondCopy(err error)
 	// CatalogDamaged says that catalog.db was found damaged. It returns at once, and calls nothing of the catalog.
@@ -28,13 +29,73 @@ type Guard interface {
 // guardian holds the Guard; an atomic.Pointer cannot hold an interface.
 type guardian struct{ Guard }
 
-// SetGuard names who looks after the blobs. nil: nobody, and damage is an error.
+// maxEarly bounds what is remembered of what was mended before there was a Guard.
+const maxEarly = 4096
+
+// early is what was mended before there was a Guard: while the volume was opened, the newest contents are handed to the blob store once more.
+type early struct {
+	mu     sync.Mutex
+	list   []earlyMending
+	missed int
+	over   bool
+}
+
+type earlyMending struct {
+	m      blobstore.Mending
+	second bool
+}
+
+// take returns the list, which is not added to any more.
+func (e *early) take() (list []earlyMending, missed int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	list, missed = e.list, e.missed
+	e.list, e.missed, e.over = nil, 0, true
+	return list, missed
+}
+
+// add reports whether it remembers m.
+func (e *early) add(m blobstore.Mending, second bool) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.over:
+		return false
+	case len(e.list) >= maxEarly:
+		e.missed++
+	default:
+		e.list = append(e.list, earlyMending{m, second})
+	}
+	return true
+}
+
+// SetGuard names who looks after the blobs. nil: nobody, and damage is an error. The first one is told, before SetGuard returns, of what was mended since Open began.
 func (v *Volume) SetGuard(g Guard) {
 	if g == nil {
 		v.guard.Store(nil)
 		return
 	}
 	v.guard.Store(&guardian{g})
+	list, missed := v.early.take()
+	for i := range list {
+		g.Mended(context.Background(), list[i].m, list[i].second)
+	}
+	if missed > 0 {
+		v.log.Warn("more was mended at the start than is recorded", "blobs", missed)
+	}
+}
+
+// mended passes on what a blob store says.
+func (v *Volume) mended(ctx context.Context, m blobstore.Mending, second bool) {
+	for range 2 {
+		if g := v.guard.Load(); g != nil {
+			g.Mended(ctx, m, second)
+			return
+		}
+		if v.early.add(m, second) {
+			return
+		}
+	} // it came just between the two, or is gone: the log has it
 }
 
 // Catalog is the volume's catalog, for who checks and mends it. It is closed with the volume.

@@ -40,6 +40,7 @@ type Second struct {
 	inside   bool // below the store: made when it is not there
 	readOnly bool
 	log      *slog.Logger
+	mended   func(context.Context, blobstore.Mending) // as blobstore.Options.Mended
 
 	mu    sync.RWMutex // held for reading while store is in use
 	store blobstore.Store
@@ -192,7 +193,7 @@ func (x *Second) reach(ctx context.Context) error {
 			return err
 		}
 	}
-	store, err := blobstore.Open(ctx, blobstore.Options{Dir: x.dir, Mode: blobstore.ModeHybrid, ReadOnly: x.readOnly, CacheBytes: 1 << 20, Log: x.log})
+	store, err := blobstore.Open(ctx, blobstore.Options{Dir: x.dir, Mode: blobstore.ModeHybrid, ReadOnly: x.readOnly, CacheBytes: 1 << 20, Log: x.log, Mended: x.mended})
 	if err != nil {
 		return err
 	}

@@ -69,6 +69,7 @@ type Volume struct {
 	blobs    blobstore.Store
 	second   *Second
 	guard    atomic.Pointer[guardian]
+	early    early
 	activity atomic.Uint64 // see Activity
 
 	settingsMu sync.Mutex
@@ -121,7 +122,8 @@ func open(ctx context.Context, opt Options, s Settings) (_ *Volume, err error) {
 			return nil, err
 		}
 	}
-	v.blobs, err = blobstore.Open(ctx, blobstore.Options{Dir: dir, Mode: s.Storage, ReadOnly: opt.ReadOnly, Log: opt.Log})
+	v.blobs, err = blobstore.Open(ctx, blobstore.Options{Dir: dir, Mode: s.Storage, ReadOnly: opt.ReadOnly, Log: opt.Log,
+		Mended: func(ctx context.Context, m blobstore.Mending) { v.mended(ctx, m, false) }})
 	if err != nil {
 		return nil, err
 	}
@@ -130,6 +132,7 @@ func open(ctx context.Context, opt Options, s Settings) (_ *Volume, err error) {
 		return nil, err
 	}
 	v.second = newSecond(dir, s, opt.ReadOnly, opt.Log)
+	v.second.mended = func(ctx context.Context, m blobstore.Mending) { v.mended(ctx, m, true) }
 	v.cat, err = catalog.Open(ctx, catalog.Options{Dir: dir, StoreID: id, Blobs: v.blobs, ReadOnly: opt.ReadOnly, Log: opt.Log, OnDamage: v.catalogDamaged})
 	if err != nil {
 		return nil, err
