@@ -569,3 +569,24 @@ func TestEventsWait(t *testing.T) {
 		t.Errorf("at the end: %d, %v", n, err)
 	}
 }
+
+// TestProofIsOfTheNewestVersion reads the proof of a file, which becomes another version right after that.
+func TestProofIsOfTheNewestVersion(t *testing.T) {
+	w := newWorld(t)
+	keys, err := audit.ParseKeys(w.log.PublicKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for version := uint64(1); version < 4; version++ {
+		if _, err := w.vol.WritePath(t.Context(), catalog.Actor{Agent: "agent-1"}, 0, "/tasks/plan", 0o600, strings.NewReader(fmt.Sprint("text ", version))); err != nil {
+			t.Fatal(err)
+		}
+		p, err := audit.ParseProof([]byte(w.cat("proof/tasks/plan")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := p.Check(keys); err != nil || len(got.Entries) != 1 || got.Entries[0].Version != version {
+			t.Errorf("the newest version is %d, proved is %+v (%v)", version, got, err)
+		}
+	}
+}
