@@ -577,9 +577,19 @@ func TestProofIsOfTheNewestVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.put("/tasks/plan", "1")
+	ino := w.walk("proof/tasks/plan").Ino & thisMask
 	for version := uint64(1); version < 4; version++ {
-		if _, err := w.vol.WritePath(t.Context(), catalog.Actor{Agent: "agent-1"}, 0, "/tasks/plan", 0o600, strings.NewReader(fmt.Sprint("text ", version))); err != nil {
-			t.Fatal(err)
+		if version > 1 {
+			h, err := w.vol.OpenFile(t.Context(), catalog.Actor{Agent: "agent-1"}, ino, volume.OpenFlags{Write: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = h.WriteAt(t.Context(), []byte(fmt.Sprint(version)), 0, volume.WriteFlags{})
+			if err := errors.Join(err, h.Flush(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			h.Close(t.Context())
 		}
 		p, err := audit.ParseProof([]byte(w.cat("proof/tasks/plan")))
 		if err != nil {
