@@ -54,11 +54,11 @@ type Scrubber struct {
 	lastErr error
 	changed chan struct{} // closed at each change of what Status says of the state
 
-	turn chan struct{} // holds a token while somebody walks
+	records, rows walk // of the slices, which are made by one goroutine
 }
 
 func newScrubber(ctx context.Context, e *Engine) (*Scrubber, error) {
-	s := &Scrubber{e: e, changed: make(chan struct{}), turn: make(chan struct{}, 1)}
+	s := &Scrubber{e: e, changed: make(chan struct{})}
 	text, err := e.state.text(ctx, scrubKey)
 	if err != nil {
 		return nil, err
@@ -330,6 +330,7 @@ func (s *Scrubber) slice(ctx context.Context, full bool) error {
 	}
 	pause := s.e.pace(active, calm)
 	c := s.e.newChecker(CheckOptions{Repair: true}, func(Result) error { return nil })
+	c.records, c.rows = &s.records, &s.rows
 	began, total := time.Now(), int64(0)
 	for {
 		before := c.sum
