@@ -67,7 +67,7 @@ func (s *Status) listed() string {
 		parts = append(parts, fmt.Sprintf("%d contents are damaged and wait for you", n))
 	}
 	if s.Others > 0 {
-		parts = append(parts, fmt.Sprintf("%d other things are damaged (journal, catalog, history or second copies)", s.Others))
+		parts = append(parts, fmt.Sprintf("%d damages to journal, catalog, history or second copies are not healed", s.Others))
 	}
 	return strings.Join(parts, ", ") + " (see .integrity/manual)"
 }
