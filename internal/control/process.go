@@ -32,7 +32,7 @@ func (p process) Close() error { return unix.Close(p.fd) }
 // is gone, has ended for us: nothing of it runs any more.
 func (p process) wait(ctx context.Context) error {
 	const slice = 100 * time.Millisecond // how late the end of ctx may be noticed; the end of the process is noticed at once
-	const most = 10 // slices in which such a thread may still end
+	const most = 10                      // slices in which such a thread may still end
 	exited := 0
 	for ctx.Err() == nil {
 		fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
