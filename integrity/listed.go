@@ -64,7 +64,7 @@ func (e *Engine) journalEnds(ctx context.Context, w *walk) {
 func (s *Status) listed() string {
 	var parts []string
 	if n := s.Damaged - s.Others; n > 0 {
-		parts = append(parts, fmt.Sprintf("%d contents are damaged and wait for you", n))
+		parts = append(parts, fmt.Sprintf("%d contents are damaged", n))
 	}
 	if s.Others > 0 {
 		parts = append(parts, fmt.Sprintf("%d damages to journal, catalog, history or second copies are not healed", s.Others))

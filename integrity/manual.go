@@ -33,6 +33,21 @@ func (e *Engine) Damaged(ctx context.Context, fn func(Damaged) error) error {
 	}
 }
 
+// DamagedNames returns up to max names of what Damaged lists, behind after, in their order.
+func (e *Engine) DamagedNames(ctx context.Context, after string, max int) (names []string, err error) {
+	for len(names) < max {
+		page, err := e.state.damaged(ctx, after)
+		if err != nil || len(page) == 0 {
+			return names, err
+		}
+		for i := 0; i < len(page) && len(names) < max; i++ {
+			after = page[i].dataID
+			names = append(names, after)
+		}
+	}
+	return names, nil
+}
+
 // loadWaiting reads what is listed as damaged.
 func (e *Engine) loadWaiting(ctx context.Context) error {
 	for after := ""; ; {

@@ -29,7 +29,7 @@ type Engine interface {
 	Recoveries(ctx context.Context, after int64, fn func(id int64, a integrity.Attempt) error) error
 	Events(ctx context.Context, after uint64, max int) ([]integrity.Event, error)
 	LastEvent() uint64
-	Damaged(ctx context.Context, fn func(integrity.Damaged) error) error
+	DamagedNames(ctx context.Context, after string, max int) ([]string, error)
 	DamagedItem(ctx context.Context, dataID string) (integrity.Damaged, error)
 	Complete(ctx context.Context, dataID string, r io.Reader) error
 }
@@ -76,6 +76,8 @@ type Tree struct {
 
 	mu    sync.Mutex
 	texts map[catalog.Ino]text // guarded by mu; at most maxTexts
+	names map[uint64]string    // of what is in manual, by its number; guarded by mu; at most maxNames
+	marks map[uint64]string    // names behind which listings of manual go on, by their cookies; guarded by mu; at most maxNames
 }
 
 // text is a file that was made, for as long as it counts as fresh.
@@ -90,6 +92,8 @@ const (
 	fresh       = time.Second
 	freshChecks = 10 * time.Second
 	maxTexts    = 64
+	maxNames    = 1 << 16
+	namesPage   = 500
 	maxText     = 4 << 20
 	firstCookie = 16
 )
@@ -99,7 +103,7 @@ func New(o Options) *Tree {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Tree{o: o, began: o.Now(), texts: make(map[catalog.Ino]text)}
+	return &Tree{o: o, began: o.Now(), texts: make(map[catalog.Ino]text), names: make(map[uint64]string), marks: make(map[uint64]string)}
 }
 
 // A number consists of a kind, in bits 52 to 55, what it is within the kind, and a tag that changes with the size: under the writeback cache the kernel keeps
@@ -464,44 +468,79 @@ func manualNumber(dataID string) uint64 {
 
 func (t *Tree) manualRow(d *integrity.Damaged) catalog.Inode {
 	size := int64(len(integrity.ManualPage(d)))
-	return t.row(sized(kindManual, manualNumber(d.DataID), size), unix.S_IFREG|0o644, size, d.Since)
+	n := manualNumber(d.DataID)
+	t.mu.Lock()
+	note(t.names, n, d.DataID)
+	t.mu.Unlock()
+	return t.row(sized(kindManual, n, size), unix.S_IFREG|0o644, size, d.Since)
 }
 
-func (t *Tree) manual(ctx context.Context, n uint64) (found integrity.Damaged, err error) {
-	err = t.o.Engine.Damaged(ctx, func(d integrity.Damaged) error {
-		if manualNumber(d.DataID) == n {
-			found = d
-			return errEnough
+// note remembers a name, and forgets others when there are too many: they are found again the long way.
+func note(names map[uint64]string, n uint64, name string) {
+	if len(names) >= maxNames {
+		clear(names)
+	}
+	names[n] = name
+}
+
+// manual finds what waits for a person by its number.
+func (t *Tree) manual(ctx context.Context, n uint64) (integrity.Damaged, error) {
+	t.mu.Lock()
+	name, ok := t.names[n]
+	t.mu.Unlock()
+	for after := ""; !ok; {
+		list, err := t.o.Engine.DamagedNames(ctx, after, namesPage)
+		if err != nil {
+			return integrity.Damaged{}, err
 		}
-		return nil
-	})
-	if errors.Is(err, errEnough) {
-		return found, nil
+		if len(list) == 0 {
+			return integrity.Damaged{}, catalog.ErrNotExist
+		}
+		for _, name = range list {
+			if ok = manualNumber(name) == n; ok {
+				break
+			}
+		}
+		after = list[len(list)-1]
 	}
-	if err == nil {
-		err = catalog.ErrNotExist
-	}
-	return found, err
+	return t.o.Engine.DamagedItem(ctx, name)
 }
 
-// readManual lists what waits, in order of its names; a cookie is a place in that order.
-func (t *Tree) readManual(ctx context.Context, after uint64, max int) ([]catalog.DirEntry, error) {
+// readManual lists what waits, in order of its names; a cookie is a place in that order, and where its name is known the listing goes on behind that, whatever has come or gone.
+func (t *Tree) readManual(ctx context.Context, cookie uint64, max int) ([]catalog.DirEntry, error) {
+	cookie = uint64(firstCookie) + cookie - min(cookie, firstCookie)
+	t.mu.Lock()
+	after, ok := t.marks[cookie]
+	t.mu.Unlock()
+	for skip := cookie - firstCookie; !ok && skip > 0; {
+		names, err := t.o.Engine.DamagedNames(ctx, after, int(min(skip, namesPage)))
+		if err != nil || len(names) == 0 {
+			return nil, err
+		}
+		after, skip = names[len(names)-1], skip-uint64(len(names))
+	}
 	var list []catalog.DirEntry
-	cookie := uint64(firstCookie)
-	err := t.o.Engine.Damaged(ctx, func(d integrity.Damaged) error {
-		if cookie++; cookie <= after || strings.Contains(d.DataID, "/") {
-			return nil
+	for len(list) == 0 { // an empty answer would be the end
+		names, err := t.o.Engine.DamagedNames(ctx, after, max)
+		if err != nil || len(names) == 0 {
+			return nil, err
 		}
-		list = append(list, catalog.DirEntry{Name: d.DataID, Cookie: cookie, Inode: t.manualRow(&d)})
-		if len(list) >= max {
-			return errEnough
+		for _, after = range names {
+			cookie++
+			d, err := t.o.Engine.DamagedItem(ctx, after)
+			if errors.Is(err, catalog.ErrNotExist) || strings.Contains(after, "/") {
+				continue // it was healed meanwhile
+			}
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, catalog.DirEntry{Name: after, Cookie: cookie, Inode: t.manualRow(&d)})
 		}
-		return nil
-	})
-	if errors.Is(err, errEnough) {
-		err = nil
 	}
-	return list, err
+	t.mu.Lock()
+	note(t.marks, cookie, after)
+	t.mu.Unlock()
+	return list, nil
 }
 
 // pathOf is where the store's inode is now.

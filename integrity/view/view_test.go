@@ -30,6 +30,7 @@ type fakeEngine struct {
 	events     []integrity.Event
 	more       chan struct{}
 	damaged    []integrity.Damaged
+	described  int
 	checks     int
 	words      []string
 	completed  map[string][]byte
@@ -92,16 +93,17 @@ func (e *fakeEngine) Events(ctx context.Context, after uint64, _ int) ([]integri
 
 func (e *fakeEngine) LastEvent() uint64 { return uint64(len(e.events)) }
 
-func (e *fakeEngine) Damaged(_ context.Context, fn func(integrity.Damaged) error) error {
+func (e *fakeEngine) DamagedNames(_ context.Context, after string, max int) (names []string, err error) {
 	for _, d := range e.damaged {
-		if err := fn(d); err != nil {
-			return err
+		if d.DataID > after && len(names) < max {
+			names = append(names, d.DataID)
 		}
 	}
-	return nil
+	return names, nil
 }
 
 func (e *fakeEngine) DamagedItem(_ context.Context, id string) (integrity.Damaged, error) {
+	e.described++
 	for _, d := range e.damaged {
 		if d.DataID == id {
 			return d, nil
@@ -598,5 +600,47 @@ func TestProofIsOfTheNewestVersion(t *testing.T) {
 		if got, err := p.Check(keys); err != nil || len(got.Entries) != 1 || got.Entries[0].Version != version {
 			t.Errorf("the newest version is %d, proved is %+v (%v)", version, got, err)
 		}
+	}
+}
+
+// TestManyDamages lists what a disk leaves that has died: each thing is described once, and not once for every page, some heal meanwhile, and another listing goes on where this one was.
+func TestManyDamages(t *testing.T) {
+	w := newWorld(t)
+	const n = 3000
+	for i := range n {
+		w.e.damaged = append(w.e.damaged, integrity.Damaged{DataID: fmt.Sprintf("%064x", i*7), Since: w.now, Details: "block 3"})
+	}
+	dir := w.walk("manual").Ino
+	read := func(tree *Tree, after uint64) []catalog.DirEntry {
+		list, err := tree.ReadDir(t.Context(), dir, after, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	var all []catalog.DirEntry
+	for list := read(w.tree, 0); len(list) > 0; list = read(w.tree, all[len(all)-1].Cookie) {
+		all = append(all, list...)
+	}
+	if len(all) != n || w.e.described > n+100 {
+		t.Errorf("%d of %d listed, %d descriptions made", len(all), n, w.e.described)
+	}
+	for _, i := range []int{0, 1234, n - 1} {
+		row, err := w.tree.Get(t.Context(), all[i].Inode.Ino)
+		if err != nil || row.Size != all[i].Inode.Size || all[i].Name != w.e.damaged[i].DataID {
+			t.Errorf("%d: %+v %v", i, row, err)
+		}
+	}
+	other := New(w.tree.o) // which remembers nothing
+	if list := read(other, all[1233].Cookie); len(list) != 100 || list[0].Name != all[1234].Name {
+		t.Errorf("a listing goes on with %v", list[0].Name)
+	}
+	if row, err := other.Get(t.Context(), all[n-1].Inode.Ino); err != nil || row.Size != all[n-1].Inode.Size {
+		t.Errorf("%+v %v", row, err)
+	}
+	at := all[99].Cookie
+	w.e.damaged = w.e.damaged[50:]
+	if list := read(w.tree, at); len(list) != 100 || list[0].Name != all[100].Name {
+		t.Errorf("after fifty were healed the listing goes on with %v", list[0].Name)
 	}
 }
