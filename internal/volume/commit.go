@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -79,30 +80,29 @@ func (f *file) commitLocked(ctx context.Context, kind commitKind, h *Handle) err
 	if c.fails {
 		err := f.commitAside(ctx, cm, c, row)
 		if errors.Is(err, ErrConflict) {
-			f.v.beginCopies(ctx, commitIdle, level, &cm)()
+			err = errors.Join(err, f.v.beginCopies(ctx, commitIdle, level, &cm)())
 		}
 		return err
 	}
 	cm.Conflict = c.record
 	copied := f.v.beginCopies(ctx, kind, level, &cm)
 	if row, err = f.v.cat.Commit(ctx, c.who, cm); err != nil {
-		copied()
-		return err
+		return errors.Join(err, copied())
 	}
 	f.settle(kind, c, row.Ver)
 	f.committed(cm.Splice)
 	if durable && kind != commitSync {
 		err = f.v.cat.Sync(ctx)
 	}
-	copied()
-	return err
+	return errors.Join(err, copied())
 }
 
 // beginCopies begins to write the second copies that the level of a file asks for, and returns a function that the caller calls once after the commit: it waits
-// for them, and hands the blobs to the guard. When the place of the copies fails the commit stands, and the store is degraded.
-func (v *Volume) beginCopies(ctx context.Context, kind commitKind, level string, cm *catalog.Commit) (end func()) {
+// for them, and hands the blobs to the guard. When the place of the copies fails the commit stands, and the store is degraded. An error says that what was just stored is damaged already, and that
+// there is no other copy: whoever closes the file has to know.
+func (v *Volume) beginCopies(ctx context.Context, kind commitKind, level string, cm *catalog.Commit) (end func() error) {
 	if level == catalog.LevelBasic {
-		return func() {}
+		return func() error { return nil }
 	}
 	refs := refsOf(cm)
 	wait := func() error { return nil }
@@ -110,20 +110,50 @@ func (v *Volume) beginCopies(ctx context.Context, kind commitKind, level string,
 	if now {
 		wait = v.copies(ctx, refs, cm.Blobs)
 	}
-	return func() {
+	return func() error {
 		err := wait()
+		var lost error
+		if isDamage(err) && !errors.Is(err, ErrSecond) { // of the store's own copy
+			if err = v.copyHealed(ctx, refs); err != nil && !errors.Is(err, ErrSecond) {
+				lost, err = fmt.Errorf("what was written is damaged in the store already, and there is no other copy: %w", err), nil
+			}
+		}
 		g := v.guard.Load()
 		if err != nil {
 			v.log.Error("a second copy cannot be written; what was closed is in the store, and is copied later", "dir", v.second.Dir(), "error", err)
 		}
 		if g == nil {
-			return
+			return lost
 		}
-		if now {
+		if now && lost == nil {
 			g.SecondCopy(err)
 		}
 		g.Stored(level, refs)
+		return lost
 	}
+}
+
+// copyHealed makes the second copies that are missing, of blobs that were damaged between their storing and their copying: those are healed before.
+func (v *Volume) copyHealed(ctx context.Context, refs []blobstore.Ref) error {
+	for _, ref := range refs {
+		if ok, err := v.second.Has(ctx, ref); ok || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		err := v.CopySecond(ctx, ref)
+		if g := v.guard.Load(); g != nil && isDamage(err) {
+			if healErr := g.Heal(ctx, ref, err); healErr != nil {
+				return fmt.Errorf("%w; %w", err, healErr)
+			}
+			err = v.CopySecond(ctx, ref)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // committed makes the staged content the committed one.

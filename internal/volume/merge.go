@@ -163,8 +163,7 @@ func (f *file) merge(ctx context.Context, group []span) error {
 		return err
 	}
 	f.base.apply(cm.Splice)
-	f.v.beginCopies(ctx, commitIdle, level, &cm)()
-	return nil
+	return f.v.beginCopies(ctx, commitIdle, level, &cm)()
 }
 
 // storeMerged stores body as one blob, small or large. pinned is to be unpinned after the Commit.
