@@ -46,7 +46,8 @@ type Scrubber struct {
 	rec     scrubRecord
 	running bool // a slice or a cycle is in progress
 	full    bool // a whole cycle was asked for
-	missing bool // second copies are to be made up for
+	missing bool // second copies and parity are to be made up for, soon
+	lacking bool // and that has not been done yet
 	behind  bool
 	rate    float64
 	lastErr error
@@ -207,8 +208,22 @@ func (s *Scrubber) Wait(ctx context.Context) error {
 func (s *Scrubber) resilver() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.missing = true
+	s.missing, s.lacking = true, true
 	s.signal()
+}
+
+// lacks notes that something is missing that cannot be made now.
+func (s *Scrubber) lacks() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lacking = true
+}
+
+// unmade says whether second copies or parity may be missing.
+func (s *Scrubber) unmade() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lacking
 }
 
 // loop does the slices, until ctx ends.
@@ -222,9 +237,13 @@ func (s *Scrubber) loop(ctx context.Context) {
 		s.missing = false
 		s.mu.Unlock()
 		s.e.mu.Lock()
-		missing = missing || s.e.overflow
+		overflow := s.e.overflow
 		s.e.overflow = false
 		s.e.mu.Unlock()
+		if overflow {
+			s.resilver()
+			continue
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -242,6 +261,9 @@ func (s *Scrubber) loop(ctx context.Context) {
 		case <-tick.C:
 			if !held {
 				s.report(ctx, s.slice(ctx, false))
+			}
+			if err := s.e.lookForSources(ctx); err != nil && ctx.Err() == nil {
+				s.e.log.Warn("what is damaged is not tried again", "error", err)
 			}
 			if err := s.e.vol.Second().Err(); err != nil { // nobody may write a critical file for long: see whether it is back
 				s.resilver()
@@ -267,6 +289,11 @@ func (s *Scrubber) report(ctx context.Context, err error) {
 func (s *Scrubber) makeUp(ctx context.Context) {
 	c := s.e.newChecker(CheckOptions{Repair: true}, func(Result) error { return nil })
 	made, err := c.resilver(ctx, s.e.pace(sliceActive, 1))
+	if err == nil && s.e.vol.Second().Err() == nil {
+		s.mu.Lock()
+		s.lacking = s.missing // asked for again meanwhile
+		s.mu.Unlock()
+	}
 	switch {
 	case err != nil && ctx.Err() == nil:
 		s.e.log.Error("what is missing of second copies and parity could not be made; the scrub makes it later", "error", err)
