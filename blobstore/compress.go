@@ -109,6 +109,7 @@ func (s *files) encodeBlob(ctx context.Context, ref Ref, hashes []byte, r atRead
 type compressor struct {
 	mu    sync.Mutex
 	queue []Hash
+	list  *compressList // of what waits, over restarts
 	busy  bool
 	idle  *sync.Cond // signalled when the queue is empty and busy false
 	wake  chan struct{}
@@ -121,6 +122,12 @@ func (c *compressor) start(s *files) {
 	c.wake, c.done = make(chan struct{}, 1), make(chan struct{})
 	ctx, stop := context.WithCancel(context.Background())
 	c.stop = stop
+	if !s.opt.ReadOnly {
+		c.list = &compressList{root: s.root, log: s.opt.Log}
+		for _, h := range c.list.read() {
+			c.add(h)
+		}
+	}
 	go func() {
 		defer close(c.done)
 		for {
@@ -145,6 +152,7 @@ func (c *compressor) next() (h Hash, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.busy = len(c.queue) > 0; !c.busy {
+		c.list.clear()
 		c.idle.Broadcast()
 		return h, false
 	}
@@ -157,6 +165,7 @@ func (c *compressor) add(h Hash) {
 	defer c.mu.Unlock()
 	if len(c.queue) < maxQueue {
 		c.queue = append(c.queue, h)
+		c.list.add(h, c.queue)
 	}
 	select {
 	case c.wake <- struct{}{}:

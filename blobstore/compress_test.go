@@ -226,3 +226,27 @@ func TestManyAndRemovedDirectories(t *testing.T) {
 		blobstoretest.Check(t, s, it.Ref, it.Data)
 	}
 }
+
+// TestCompressedAfterARestart closes the store while blobs wait to be compressed, which the next start takes up.
+func TestCompressedAfterARestart(t *testing.T) {
+	dir := blobstoretest.TempDir(t)
+	s := openDir(t, dir, blobstore.ModeHybrid)
+	var refs []blobstore.Ref
+	for i := range 3 {
+		refs = append(refs, blobstoretest.Adopt(t, s, blobstoretest.Data(uint64(i), afterwards, true), false))
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openDir(t, dir, blobstore.ModeHybrid)
+	defer s.Close()
+	blobstore.WaitCompressed(s)
+	for i, ref := range refs {
+		if found := exists(dir, ref.Hash); found != "[.zst][.json]" {
+			t.Errorf("blob %d: files: %s", i, found)
+		}
+	}
+	if found, err := filepath.Glob(filepath.Join(dir, "blobs", ".compress*")); err != nil || len(found) > 0 {
+		t.Errorf("%v %v: nothing waits any more", found, err)
+	}
+}
