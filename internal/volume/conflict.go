@@ -344,7 +344,9 @@ func (f *file) keepReplaced(ctx context.Context, row catalog.Inode) error {
 		return err
 	}
 	f.keptLast = f.changedLast.Load()
-	f.v.beginCopies(ctx, commitIdle, level, &cm)()
+	if err := f.v.beginCopies(ctx, commitIdle, level, &cm)(); err != nil {
+		return err
+	}
 	f.v.log.Warn("a file was open when another was put in its place; what was written to it since is the content of a conflict",
 		"path", x.Path, "agent", x.LostBy.Agent, "put by", x.WonBy.Agent, "inode", x.Side)
 	if durable {
