@@ -215,6 +215,8 @@ func checkXattr(name string, value []byte, flags uint) error {
 		return fmt.Errorf("%w: attribute flags %#x", ErrInvalid, flags)
 	case name == LevelXattr && !validLevel(string(value)):
 		return fmt.Errorf("%w: %s must be %s, %s or %s, not %q", ErrInvalid, name, LevelBasic, LevelAdvanced, LevelCritical, value)
+	case name == StrictXattr && string(value) != "0" && string(value) != "1":
+		return fmt.Errorf("%w: %s must be 1 or 0, not %q", ErrInvalid, name, value)
 	}
 	return nil
 }

@@ -59,9 +59,9 @@ func CheckSnapshotName(name string) error {
 	return nil
 }
 
-// CreateSnapshot gives the present state a name; an empty one stands for the time now in RFC 3339 (UTC). It takes as long in a large
-// store as in a small one. It survives a killed process on return and a power cut after Sync. ErrInvalid for a name that is none, ErrExist
-// when it is taken, ErrTooBig when there are MaxSnapshots.
+// CreateSnapshot gives the present state a name; an empty one stands for the time now in RFC 3339 (UTC), to the second or, where that is
+// taken, exactly. It takes as long in a large store as in a small one. It survives a killed process on return and a power cut after Sync.
+// ErrInvalid for a name that is none, ErrExist when it is taken, ErrTooBig when there are MaxSnapshots.
 func (c *Catalog) CreateSnapshot(ctx context.Context, who Actor, name string, auto bool) (Snapshot, error) {
 	return c.createSnapshot(ctx, who, Snapshot{Name: name, Auto: auto})
 }
@@ -89,7 +89,7 @@ func (c *Catalog) createSnapshot(ctx context.Context, who Actor, s Snapshot) (Sn
 			s.Time = t.now
 		}
 		if s.Name == "" {
-			s.Name = unixTime(s.Time).Format(time.RFC3339)
+			s.Name = c.timeName(s.Time)
 		}
 		if s.Seq == 0 {
 			s.Seq = t.seq - 1
@@ -112,6 +112,17 @@ func (c *Catalog) createSnapshot(ctx context.Context, who Actor, s Snapshot) (Sn
 		return Snapshot{}, err
 	}
 	return s, nil
+}
+
+// timeName is the name of a snapshot that is called after its time: to the second, or where another one has that name, exactly.
+func (c *Catalog) timeName(at Timestamp) string {
+	name := unixTime(at).Format(time.RFC3339)
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if _, taken := c.snapshots[name]; taken {
+		return unixTime(at).Format(time.RFC3339Nano)
+	}
+	return name
 }
 
 // Snapshots returns all snapshots, oldest moment first.

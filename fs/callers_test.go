@@ -205,6 +205,15 @@ func FuzzEnviron(f *testing.F) {
 	})
 }
 
+func TestAgentName(t *testing.T) {
+	for name, want := range map[string]string{"agent-3": "agent-3", " spaced out ": "spaced out", "red\x1b[31m\n": "red?[31m", "zero\u200bwidth\u00a0": "zero?width",
+		"bad\xff": "bad?", " \n": "", "ünï/code": "ünï/code", strings.Repeat("x", 1<<20): strings.Repeat("x", maxAgent)} {
+		if got := AgentName(name); got != want {
+			t.Errorf("%.80q is %q, want %q", name, got, want)
+		}
+	}
+}
+
 func FuzzCgroup(f *testing.F) {
 	f.Add("0::/a/b.scope\n")
 	f.Add("12:pids:/x\n0::/y\n")

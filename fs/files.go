@@ -50,6 +50,7 @@ func (f *FileSystem) Open(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.Open
 		return estale
 	}
 	flags := openFlags(in.Flags, in.Mode)
+	flags.Cached = true
 	var who catalog.Actor
 	if flags.Write || flags.Truncate {
 		who = f.callers.writer(in.Caller)

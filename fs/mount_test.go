@@ -3,6 +3,7 @@ package fs_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -471,5 +472,27 @@ func TestMountOptions(t *testing.T) {
 	m.Stop()
 	if !strings.Contains(m.Stderr(), "MKNOD") {
 		t.Error("with debugging on, requests are not logged")
+	}
+}
+
+// TestTruncatingOpenKeepsTimes: the times of a file that is emptied and written again within a clock tick are the same when the daemon has been away.
+func TestTruncatingOpenKeepsTimes(t *testing.T) {
+	m := fusetest.New(t, fusetest.Options{})
+	const files = 50
+	path := func(i int) string { return filepath.Join(m.Dir, "tasks", fmt.Sprint(i)) }
+	var before [files]unix.Stat_t
+	for i := range files {
+		for _, text := range []string{"first", "second", "third"} {
+			check(t, os.WriteFile(path(i), []byte(text), 0o644))
+		}
+		check(t, unix.Stat(path(i), &before[i]))
+	}
+	m.Remount()
+	for i := range files {
+		var after unix.Stat_t
+		check(t, unix.Stat(path(i), &after))
+		if after.Mtim != before[i].Mtim {
+			t.Errorf("%d: mtime was %v, is %v", i, before[i].Mtim, after.Mtim)
+		}
 	}
 }

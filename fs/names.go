@@ -118,9 +118,9 @@ func (f *FileSystem) SetAttr(_ <-chan struct{}, in *gofuse.SetAttrIn, out *gofus
 	}
 	switch {
 	case set.Handle != nil:
-	case set.Mode == nil && set.UID == nil && set.GID == nil && set.Size == nil:
+	case set.Mode == nil && set.UID == nil && set.GID == nil && set.Size == nil && set.Atime == nil && set.Ctime != nil:
 		// It may be the kernel that writes times back, on behalf of a process that holds its own address space locked: do not
-		// look into the process.
+		// look into the process. The kernel does so with mtime and ctime, and never tells another time with them.
 		who = f.callers.known(in.Caller)
 	default:
 		who = f.callers.actor(in.Caller)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
@@ -279,11 +280,14 @@ func (p *procReader) user(uid uint32) string {
 	return name
 }
 
-// clean makes a name that a process chose fit for logs and terminals: valid UTF-8 without control characters, of bounded length.
+// AgentName is the name by which the store knows an agent that calls itself name in HOLDFAST_AGENT: fit for logs and terminals, which is valid UTF-8
+// without what cannot be printed, of bounded length.
+func AgentName(name string) string { return clean([]byte(name)) }
+
 func clean(b []byte) string {
 	s := strings.ToValidUTF8(string(b[:min(len(b), maxAgent)]), "?")
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+		if !unicode.IsPrint(r) {
 			return '?'
 		}
 		return r

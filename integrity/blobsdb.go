@@ -70,43 +70,70 @@ func rebuild(ctx context.Context, b blobstore.Rebuilder, tell func(cause, err er
 func (c *checker) sound(ctx context.Context) error {
 	e := c.e
 	if b, ok := e.blobs.(blobstore.Rebuilder); ok {
-		if err := c.soundOne(ctx, "", b); err != nil {
+		if err := c.soundness(ctx, "", structure(ctx, b, c.o.Repair)); err != nil {
 			return err
 		}
 	}
-	err := e.vol.Second().With(ctx, func(s blobstore.Store) error {
+	found, err := ofSecond(ctx, e, func(s blobstore.Store) (structural, error) {
 		b, ok := s.(blobstore.Rebuilder)
 		if !ok {
-			return nil
+			return structural{}, nil
 		}
 		if b.Rebuilt() != nil {
 			e.log.Warn("blobs.db of the second copies was made anew", "cause", b.Rebuilt())
 		}
-		return c.soundOne(ctx, "second copies: ", b)
+		return structure(ctx, b, c.o.Repair), nil
 	})
-	if errors.Is(err, volume.ErrSecond) || errors.Is(err, blobstore.ErrNotFound) {
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, volume.ErrSecond) || errors.Is(err, blobstore.ErrNotFound):
 		return nil // stepSecond says so
+	case err != nil:
+		return err
 	}
-	return err
+	return c.soundness(ctx, "second copies: ", found)
 }
 
-func (c *checker) soundOne(ctx context.Context, where string, b blobstore.Rebuilder) error {
-	cause := b.Sound(ctx)
-	switch {
-	case cause == nil:
-		return nil
-	case !isDamage(cause):
-		return cause
-	case !c.o.Repair:
-		return c.failed(ctx, c.e.result(Checksum, blobsDB, ""), where+cause.Error())
+// structural is what is wrong with the structure of a blobs.db.
+type structural struct {
+	cause   error
+	rebuilt bool  // it was tried to make it anew
+	err     error // what came of that
+}
+
+// structure looks at the structure of a blobs.db, and makes it anew when it is damaged and that is wanted.
+func structure(ctx context.Context, b blobstore.Rebuilder, repair bool) (s structural) {
+	if s.cause = b.Sound(ctx); isDamage(s.cause) && repair {
+		_, s.err = b.Rebuild(ctx)
+		s.rebuilt = true
 	}
-	_, err := b.Rebuild(ctx)
+	return s
+}
+
+// soundness reports what structure found.
+func (c *checker) soundness(ctx context.Context, where string, s structural) error {
+	id := blobsDB
+	if where != "" {
+		id = secondID + blobsDB
+	}
+	switch {
+	case s.cause == nil:
+		c.e.unlist(ctx, id)
+		return nil
+	case !isDamage(s.cause):
+		return s.cause
+	case !s.rebuilt:
+		c.e.listOther(ctx, id, false, s.cause.Error())
+		return c.failed(ctx, c.e.result(Checksum, blobsDB, ""), where+s.cause.Error())
+	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	r := c.e.rebuiltResult(ctx, where, cause, err)
+	r := c.e.rebuiltResult(ctx, where, s.cause, s.err)
+	c.e.listOther(ctx, id, s.err == nil, r.Details)
 	c.sum.Failed++
-	if err == nil {
+	if s.err == nil {
 		c.sum.Healed++
 	}
 	return c.fn(r)

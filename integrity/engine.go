@@ -14,6 +14,7 @@ import (
 
 	"holdfast/blobstore"
 	"holdfast/catalog"
+	"holdfast/internal/patience"
 	"holdfast/internal/volume"
 )
 
@@ -21,6 +22,7 @@ const (
 	defaultInterval = 7 * 24 * time.Hour
 	defaultSlice    = 5 * time.Minute
 	defaultAtStart  = 20_000
+	defaultDrain    = 5 * time.Second
 	// workNice is the niceness of the background work's threads: programs that wait come first.
 	workNice = 19
 	// maxQueue bounds the blobs that wait for parity or a second copy; what does not fit is found by the scrub.
@@ -34,8 +36,8 @@ const (
 // Options say what an Engine looks after.
 type Options struct {
 	Volume *volume.Volume
-	// Sources are the backups, in the order in which they are asked.
-	Sources []Source
+	// Sources returns the backups there are now, in the order in which they are asked. It is called at each heal: places come and go. nil: there are none.
+	Sources func() []Source
 	// Restore makes a path what it was after a record, as snapshots.Restore does; with dryRun it only finds out whether it can. nil: there are no rollbacks.
 	Restore func(ctx context.Context, path string, at catalog.Seq, dryRun bool) error
 	Log     *slog.Logger     // default: the volume's
@@ -43,6 +45,10 @@ type Options struct {
 	// Interval is within which everything is to be scrubbed once, Slice how often the scrub does a part of it; defaults a week and five minutes.
 	Interval time.Duration
 	Slice    time.Duration
+	// Patience is how long a source may give no sign of life before it counts as failed. Default 30 seconds.
+	Patience time.Duration
+	// Drain is how long Close waits for parity and second copies that are still to be made; what is left is made after the next Start. Default 5 seconds; negative: not at all.
+	Drain time.Duration
 	// CompareAtStart: a catalog.db that was not closed cleanly is compared with the journal before New returns when the store has at most so many records, else as soon as
 	// Start was called. Default 20,000; negative: only the scrub compares.
 	CompareAtStart int64
@@ -75,13 +81,17 @@ type Engine struct {
 	mu       sync.Mutex
 	closed   bool
 	started  bool
-	sources  []Source
+	sources  string                     // the names of those that there were last
+	silent   map[string]*patience.Place // calls to sources, by their names
 	flights  map[blobstore.Hash]*flight // heals in progress
 	lost     map[blobstore.Hash]time.Time
 	queue    []task
 	queued   map[task]bool
-	overflow bool // something did not fit into queue
+	doing    taskKind                // what work does; taskNone: nothing
+	hopeless map[blobstore.Hash]bool // no single flipped bit explains what is stored of them
+	overflow bool                    // something did not fit into queue
 	wake     chan struct{}
+	turned   chan struct{} // has a token when work has done a task
 	degraded error
 	waiting  map[string]bool // what is listed as damaged
 
@@ -97,12 +107,14 @@ type task struct {
 type taskKind int
 
 const (
-	taskLevel    taskKind = iota // parity, for blobs of advanced and critical files
-	taskCritical                 // and a second copy
-	taskLost                     // try harder than a read can, then roll back what may be
-	taskLook                     // somebody has touched its files
-	taskCatalog                  // catalog.db is damaged; of no blob
-	taskCompare                  // catalog.db may lack rows; of no blob
+	taskNone     taskKind = iota
+	taskLevel             // parity, for blobs of advanced and critical files
+	taskCritical          // and a second copy
+	taskLost              // try harder than a read can, then roll back what may be
+	taskLook              // somebody has touched its files
+	taskCatalog           // catalog.db is damaged; of no blob
+	taskCompare           // catalog.db may lack rows; of no blob
+	taskAgain             // what is listed as damaged may be healed now
 )
 
 // flight is a heal that is under way, whoever asked for it.
@@ -126,6 +138,12 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	if opt.Slice <= 0 {
 		opt.Slice = defaultSlice
 	}
+	if opt.Patience <= 0 {
+		opt.Patience = patience.Default
+	}
+	if opt.Drain == 0 {
+		opt.Drain = defaultDrain
+	}
 	if opt.CompareAtStart == 0 {
 		opt.CompareAtStart = defaultAtStart
 	}
@@ -135,8 +153,8 @@ func New(ctx context.Context, opt Options) (*Engine, error) {
 	}
 	e := &Engine{
 		opt: opt, vol: opt.Volume, cat: opt.Volume.Catalog(), blobs: opt.Volume.Blobs(), guarded: guarded, log: opt.Log, now: opt.Now,
-		sources: opt.Sources, flights: make(map[blobstore.Hash]*flight), lost: make(map[blobstore.Hash]time.Time), queued: make(map[task]bool), waiting: make(map[string]bool),
-		wake: make(chan struct{}, 1), ring: newRing(opt.Now()), run: strconv.FormatInt(opt.Now().UnixNano(), 36),
+		flights: make(map[blobstore.Hash]*flight), lost: make(map[blobstore.Hash]time.Time), queued: make(map[task]bool), hopeless: make(map[blobstore.Hash]bool), waiting: make(map[string]bool), silent: make(map[string]*patience.Place),
+		wake: make(chan struct{}, 1), turned: make(chan struct{}, 1), ring: newRing(opt.Now()), run: strconv.FormatInt(opt.Now().UnixNano(), 36),
 	}
 	var aside error
 	var err error
@@ -173,6 +191,7 @@ func (e *Engine) Start() {
 		return
 	}
 	e.started = true
+	e.beginOwing()
 	e.workers.Go(func() { e.work(e.ctx) })
 	e.workers.Go(func() { e.scrub.loop(e.ctx) })
 	e.workers.Go(func() {
@@ -184,6 +203,7 @@ func (e *Engine) Start() {
 
 // Close ends the background work and the heals that are under way, after which damage is an error for the volume. It is to be called once.
 func (e *Engine) Close() error {
+	e.drain()
 	e.vol.SetGuard(nil)
 	e.mu.Lock()
 	e.closed = true
@@ -191,18 +211,11 @@ func (e *Engine) Close() error {
 	e.stop()
 	e.ring.end()
 	e.workers.Wait()
+	e.endOwing()
 	return e.state.close()
 }
 
 func errEnded() error { return fmt.Errorf("integrity: %w", catalog.ErrClosed) }
-
-// SetSources puts other backups in the place of those of Options.
-func (e *Engine) SetSources(list []Source) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.sources = list
-	clear(e.lost)
-}
 
 // Scrubber is the engine's scrubber.
 func (e *Engine) Scrubber() *Scrubber { return e.scrub }
@@ -278,16 +291,11 @@ func (e *Engine) record(ctx context.Context, a *Attempt) {
 // work does what is queued, until ctx ends.
 func (e *Engine) work(ctx context.Context) {
 	beNice(e.log)
+	if err := e.lookForSources(ctx); err != nil && ctx.Err() == nil {
+		e.log.Warn("what is damaged is not tried again", "error", err)
+	}
 	for {
-		e.mu.Lock()
-		var t task
-		ok := len(e.queue) > 0
-		if ok {
-			t = e.queue[0]
-			e.queue = e.queue[1:]
-			delete(e.queued, t)
-		}
-		e.mu.Unlock()
+		t, ok := e.next()
 		if !ok {
 			select {
 			case <-ctx.Done():
@@ -301,6 +309,9 @@ func (e *Engine) work(ctx context.Context) {
 		}
 		if err := e.do(ctx, t); err != nil && ctx.Err() == nil {
 			e.log.Warn("background work on a blob failed; the scrub tries again", "blob", t.ref.Hash, "error", err)
+			if t.kind.promised() {
+				e.scrub.lacks()
+			}
 		}
 	}
 }
@@ -329,6 +340,11 @@ func (e *Engine) do(ctx context.Context, t task) error {
 		return err
 	case taskLost:
 		return e.tryHard(ctx, t.ref)
+	case taskAgain:
+		if err := e.heal(ctx, t.ref, true); !errors.Is(err, ErrNotHealed) {
+			return err
+		}
+		return nil
 	case taskLook:
 		found, err := e.guarded.Inspect(ctx, t.ref)
 		if cause := damageOf(t.ref, found, err); cause != nil {

@@ -123,6 +123,7 @@ func (e *Engine) healed(ctx context.Context, ref blobstore.Ref, path, source str
 	id := ref.Hash.String()
 	e.mu.Lock()
 	delete(e.lost, ref.Hash)
+	delete(e.hopeless, ref.Hash)
 	e.mu.Unlock()
 	e.unlist(ctx, id)
 	e.tell(EventHealed, id, path, "healed from "+source)
@@ -215,13 +216,8 @@ func (e *Engine) remedies(ref blobstore.Ref, found []blobstore.Finding, patient 
 		}
 		list = append(list, remedy{ChecksumMatch, "flipped bit", func(ctx context.Context) (int64, error) { return e.fromFlip(ctx, ref, limit) }})
 	}
-	e.mu.Lock()
-	sources := e.sources
-	e.mu.Unlock()
-	for _, s := range sources {
-		list = append(list, remedy{BackupRestore, s.Name(), func(ctx context.Context) (int64, error) {
-			return e.adopt(ctx, ref, func(w io.Writer) error { return s.Fetch(ctx, ref, w) })
-		}})
+	for _, src := range e.backups() {
+		list = append(list, remedy{BackupRestore, src.Name(), func(ctx context.Context) (int64, error) { return e.fromSource(ctx, src, ref) }})
 	}
 	return list
 }
@@ -406,7 +402,10 @@ func (e *Engine) tryHard(ctx context.Context, ref blobstore.Ref) error {
 		return nil
 	}
 	names := e.paths(ctx, ref.Hash)
-	if ref.Size > flipInline && ref.Size <= blobstore.MaxSmall {
+	e.mu.Lock()
+	hopeless := e.hopeless[ref.Hash]
+	e.mu.Unlock()
+	if !hopeless && ref.Size > flipInline && ref.Size <= blobstore.MaxSmall {
 		source, _, err := e.try(ctx, ref, nil, []remedy{{ChecksumMatch, "flipped bit", func(ctx context.Context) (int64, error) {
 			return e.fromFlip(ctx, ref, flipPatient)
 		}}}, first(names))
@@ -414,6 +413,15 @@ func (e *Engine) tryHard(ctx context.Context, ref blobstore.Ref) error {
 			e.healed(ctx, ref, first(names), source)
 			return nil
 		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		e.mu.Lock()
+		if len(e.hopeless) > 1<<16 {
+			clear(e.hopeless)
+		}
+		e.hopeless[ref.Hash] = true // the search takes minutes: once is enough
+		e.mu.Unlock()
 	}
 	return e.rollBackUsers(ctx, ref)
 }

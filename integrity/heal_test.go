@@ -227,7 +227,7 @@ func TestFromBackups(t *testing.T) {
 		liar := &backup{name: "liar", have: map[blobstore.Hash][]byte{ref.Hash: append(noise(2, size), noise(3, 1<<20)...)}}
 		other := &backup{name: "other", have: map[blobstore.Hash][]byte{ref.Hash: noise(4, size)}}
 		good := &backup{name: "good", have: map[blobstore.Hash][]byte{ref.Hash: body}}
-		w.opt.Sources = []integrity.Source{empty, liar, other, good}
+		w.opt.Sources = func() []integrity.Source { return []integrity.Source{empty, liar, other, good} }
 		w.reopen(func() { w.alter(w.dir, true, ref, damages()[4].fn) })
 		w.want("/logs/f", body)
 		var tried []string

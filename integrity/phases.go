@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"sync/atomic"
 	"time"
 
 	"holdfast/blobstore"
@@ -150,10 +151,9 @@ func (c *checker) uphold(ctx context.Context, pos *position, ref blobstore.Ref) 
 
 // stepSecond checks second copies, mends them from the store, and removes those of blobs that nothing names any more.
 func (c *checker) stepSecond(ctx context.Context, pos *position) error {
-	var page []blobstore.Hash
 	full := errors.New("enough")
-	err := c.e.vol.Second().With(ctx, func(s blobstore.Store) error {
-		err := s.List(ctx, pos.Hash, func(h blobstore.Hash) error {
+	page, err := ofSecond(ctx, c.e, func(s blobstore.Store) (page []blobstore.Hash, err error) {
+		err = s.List(ctx, pos.Hash, func(h blobstore.Hash) error {
 			page = append(page, h)
 			if len(page) == stepBlobs {
 				return full
@@ -163,7 +163,7 @@ func (c *checker) stepSecond(ctx context.Context, pos *position) error {
 		if errors.Is(err, full) {
 			err = nil
 		}
-		return err
+		return page, err
 	})
 	if err != nil || len(page) == 0 {
 		pos.next(phaseCatalog)
@@ -191,6 +191,20 @@ func (c *checker) stepSecond(ctx context.Context, pos *position) error {
 	return nil
 }
 
+// ofSecond returns what fn says of the blob store with the second copies. When ctx has ended fn may still be at work, and writes to nothing that others use.
+func ofSecond[T any](ctx context.Context, e *Engine, fn func(blobstore.Store) (T, error)) (v T, err error) {
+	var got atomic.Pointer[T]
+	err = e.vol.Second().With(ctx, func(s blobstore.Store) error {
+		v, err := fn(s)
+		got.Store(&v)
+		return err
+	})
+	if p := got.Load(); p != nil {
+		v = *p
+	}
+	return v, err
+}
+
 func (c *checker) secondCopy(ctx context.Context, h blobstore.Hash) (int64, error) {
 	e := c.e
 	if err := e.cat.Pin(ctx, h); err != nil {
@@ -210,13 +224,11 @@ func (c *checker) secondCopy(ctx context.Context, h blobstore.Hash) (int64, erro
 		}
 		return 0, err
 	}
-	var found []blobstore.Finding
-	err = e.vol.Second().With(ctx, func(s blobstore.Store) (err error) {
+	found, err := ofSecond(ctx, e, func(s blobstore.Store) ([]blobstore.Finding, error) {
 		if g, ok := s.(blobstore.Guarded); ok {
-			found, err = g.Inspect(ctx, ref)
-			return err
+			return g.Inspect(ctx, ref)
 		}
-		return s.Verify(ctx, ref)
+		return nil, s.Verify(ctx, ref)
 	})
 	c.sum.Blobs++
 	c.sum.Bytes += ref.Size
@@ -225,6 +237,8 @@ func (c *checker) secondCopy(ctx context.Context, h blobstore.Hash) (int64, erro
 		if err != nil && ctx.Err() == nil {
 			c.sum.Skipped++
 			err = nil
+		} else if err == nil {
+			e.unlist(ctx, secondID+h.String())
 		}
 		return ref.Size, err
 	}
@@ -250,6 +264,7 @@ func (c *checker) secondCopy(ctx context.Context, h blobstore.Hash) (int64, erro
 		}
 	}
 	e.note(ctx, &r)
+	e.listOther(ctx, secondID+h.String(), r.RecoverySuccessful, r.Details)
 	return ref.Size, c.fn(r)
 }
 
@@ -287,6 +302,7 @@ func (e *Engine) mendSecond(ctx context.Context, ref blobstore.Ref, found []blob
 // stepJournal reads records: frames, hashes, and the chain from one to the next.
 func (c *checker) stepJournal(ctx context.Context, pos *position) error {
 	if pos.Seq == 0 {
+		c.records.begin()
 		headers, err := c.e.cat.JournalHeaders(ctx)
 		if err != nil {
 			return err
@@ -318,6 +334,7 @@ func (c *checker) stepJournal(ctx context.Context, pos *position) error {
 	if err != nil {
 		return c.unreadable(ctx, "", "journal", err)
 	}
+	c.e.journalEnds(ctx, c.records)
 	return nil
 }
 

@@ -31,7 +31,7 @@ type ChangeQuery struct {
 }
 
 // Changes calls fn with each record that the query means, oldest first, until fn returns an error, which Changes returns. What the store does by
-// itself, such as merging extents, is not among them.
+// itself, such as merging extents, is not among them. catalog.ErrNotExist when there never was such a path.
 func Changes(ctx context.Context, vol *volume.Volume, q ChangeQuery, fn func(Change) error) error {
 	from := catalog.Seq(1)
 	if !q.Since.IsZero() {
@@ -42,16 +42,22 @@ func Changes(ctx context.Context, vol *volume.Volume, q ChangeQuery, fn func(Cha
 		from = seq + 1
 	}
 	top := path.Clean("/" + q.Path)
-	return vol.Records(ctx, from, func(r catalog.Record) error {
+	found := false
+	err := vol.Records(ctx, from, func(r catalog.Record) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		if ofStore(r.Op, r.Actor) || q.Agent != "" && r.Actor.Agent != q.Agent || !within(path.Clean("/"+r.Path), top) {
 			return nil
 		}
+		found = true
 		return fn(Change{Seq: r.Seq, Time: r.Time.UTC(), Op: r.Op, Path: r.Path, Agent: r.Actor.Agent, Program: r.Actor.Program,
 			UID: r.Actor.UID, PID: r.Actor.PID})
 	})
+	if err == nil && !found {
+		err = everThere(ctx, vol, top)
+	}
+	return err
 }
 
 // ofStore says that a record was written by the store itself, and changes nothing that a program could see but times.

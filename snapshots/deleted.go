@@ -18,14 +18,20 @@ type deletedDir struct {
 // maxMoves is how many times something may have moved away from a path since what was deleted there is not looked for any further.
 const maxMoves = 64
 
-// gone finds what is shown of a path that led there: the span of what was deleted last, or of a directory that is there. false: nothing.
+// gone finds what is shown of a path that led there: the span of what was deleted last, or of a directory that is there. Where a directory was
+// deleted and something else has its name now, the directory is shown, for what was in it. false: nothing.
 func (t *Tree) gone(ctx context.Context, spans []catalog.NameSpan) (catalog.NameSpan, bool, error) {
+	taken := false
 	for i, s := range slices.Backward(spans) {
-		if s.To == catalog.Head {
-			return s, isDir(s.Type), nil
+		if s.To == catalog.Head && isDir(s.Type) {
+			return s, true, nil
 		}
 		if len(spans)-i > maxMoves {
 			break
+		}
+		taken = taken || s.To == catalog.Head
+		if taken && !isDir(s.Type) {
+			continue
 		}
 		// What only moved away, itself or with a directory above, has a link still after the record that ended the span.
 		// Once it is deleted it stays so: where the record is thinned away, a later one says as much.

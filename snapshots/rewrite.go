@@ -217,6 +217,7 @@ func (w *rewrite) renewedOnly(all []*binding) ([]catalog.Inode, error) {
 // findRenewed finds the files that get a new inode: the kernel owns the size of a file that it has cached, so content is never changed below it.
 func (w *rewrite) findRenewed() error {
 	var linked []catalog.Ino
+	several := make(map[catalog.Ino]bool) // of those that are timed
 	for _, ino := range slices.Sorted(maps.Keys(w.p.inodes)) {
 		now, err := w.tx.Get(w.ctx, ino)
 		if err != nil {
@@ -229,14 +230,21 @@ func (w *rewrite) findRenewed() error {
 		if err != nil {
 			return err
 		}
-		if then.Ver == now.Ver && then.Size == now.Size {
-			continue
+		same := then.Size == now.Size
+		if same && then.Ver != now.Ver {
+			if same, err = sameContent(w.ctx, w.vol, then, w.p.inodes[ino], now, catalog.Head); err != nil {
+				return err
+			}
 		}
-		same, err := sameContent(w.ctx, w.vol, then, w.p.inodes[ino], now, catalog.Head)
-		if err != nil {
-			return err
-		}
-		if same && then.Size == now.Size {
+		if same {
+			if then.Mtime != now.Mtime && now.Nlink > 1 {
+				several[ino] = true
+			} else if then.Mtime != now.Mtime && now.Nlink == 1 {
+				err = w.timed(ino)
+			}
+			if err != nil {
+				return err
+			}
 			continue
 		}
 		w.renew[ino] = true
@@ -255,10 +263,26 @@ func (w *rewrite) findRenewed() error {
 			return err
 		}
 	}
-	if len(linked) == 0 {
+	if len(linked)+len(several) == 0 {
 		return nil
 	}
-	return w.followLinks(linked)
+	return w.followLinks(linked, several)
+}
+
+// timed has the kernel asked to forget the name of a file that gets another mtime: it owns the times, too, of a file that it has cached, and
+// drops the file with its last name.
+func (w *rewrite) timed(ino catalog.Ino) error {
+	p, err := w.vol.Path(w.ctx, ino)
+	if err != nil {
+		return err
+	}
+	dir, name := splitPath(p)
+	parent, err := w.vol.Resolve(w.ctx, dir)
+	if err != nil {
+		return err
+	}
+	w.changedName(place{parent.Ino, name})
+	return nil
 }
 
 // follow adds the name p of ino to the plan, unless the plan has it.
@@ -278,9 +302,12 @@ func (w *rewrite) followName(k place, p string, ino catalog.Ino) {
 	}
 }
 
-// followLinks looks for all names of inodes that have several: nothing else than the tree knows them.
-func (w *rewrite) followLinks(linked []catalog.Ino) error {
+// followLinks looks for all names of inodes that have several, and get a new inode or only another mtime: nothing else than the tree knows them.
+func (w *rewrite) followLinks(linked []catalog.Ino, several map[catalog.Ino]bool) error {
 	return walkNow(w.ctx, w.vol, catalog.Root, "", func(k place, p string, row catalog.Inode) error {
+		if several[row.Ino] {
+			w.changedName(k)
+		}
 		if slices.Contains(linked, row.Ino) {
 			w.followName(k, p, row.Ino)
 		}
@@ -483,6 +510,7 @@ func (w *rewrite) attributes() error {
 			return err
 		}
 		if now.Nlink > 0 {
+			w.touched.Inodes = append(w.touched.Inodes, ino)
 			if _, err := w.tx.SetAttr(w.ctx, ino, catalog.Change{Atime: &then.Atime, Mtime: &then.Mtime}); err != nil {
 				return err
 			}

@@ -254,7 +254,16 @@ func TestDeleted(t *testing.T) {
 	if got := w.content(w.at("deleted/notes/keep").Ino); string(got) != "k2" {
 		t.Errorf("keep was %q", got)
 	}
-	w.missing("deleted/notes/sub")
+	// What was in a directory is gone also when a file has its name now. The file itself is there.
+	if got := w.content(w.at("deleted/notes/sub/y").Ino); string(got) != "y" {
+		t.Errorf("y was %q", got)
+	}
+	if row := w.at("deleted/notes/sub"); !isDir(row.Mode) {
+		t.Errorf("the deleted directory sub has the mode %o", row.Mode)
+	}
+	if got := slices.Sorted(maps.Keys(w.list(w.at("deleted/notes").Ino))); !slices.Equal(got, []string{"keep", "sub", "x"}) {
+		t.Errorf("deleted in notes: %q", got)
+	}
 	w.put("a", "/notes/x", "x3")
 	w.missing("deleted/notes/x")
 	w.rm("/notes/sub")

@@ -35,7 +35,7 @@ type Result struct {
 
 // Run undoes the changes: the names, contents and attributes that they changed become what they were, in one record, which can be undone itself. A change that
 // another agent has built on since is left, and reported; what that agent built on top of an earlier change stays, and only what came behind it is
-// undone. On error nothing is changed. catalog.ErrTooBig when there are more changes than one record can hold.
+// undone. On error nothing is changed. catalog.ErrNotExist when there never was such a path; catalog.ErrTooBig when there are more changes than one record can hold.
 func (u Undo) Run(ctx context.Context, vol *volume.Volume, who catalog.Actor) (Result, error) {
 	seq, err := vol.SeqAt(ctx, u.Since)
 	if err != nil {
@@ -67,7 +67,20 @@ func (u Undo) Run(ctx context.Context, vol *volume.Volume, who catalog.Actor) (R
 		}
 		return endDry(u.DryRun)
 	})
-	return result(done, p, err)
+	res, err := result(done, p, err)
+	if err == nil && len(res.Steps) == 0 {
+		err = everThere(ctx, vol, u.Path)
+	}
+	return res, err
+}
+
+// everThere is catalog.ErrNotExist when p neither is a path nor ever was one.
+func everThere(ctx context.Context, vol *volume.Volume, p string) error {
+	if p == "/" {
+		return nil
+	}
+	_, err := vol.PathHistory(ctx, p)
+	return err
 }
 
 func endDry(dry bool) error {

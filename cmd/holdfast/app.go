@@ -155,6 +155,9 @@ func arrange(app *cli.App, args []string) []string {
 			options = append(options, o)
 			a = o
 		}
+		if a == "--help" || a == "-help" || a == "-h" {
+			return []string{args[0], args[1], "--help"} // the parser would look for a help topic that is called as the first argument
+		}
 		if name := strings.TrimLeft(a, "-"); takesValue[name] {
 			if i++; i == len(args) {
 				return args // the parser says what is missing

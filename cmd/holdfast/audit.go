@@ -110,7 +110,11 @@ func (e *env) auditEntries(ctx context.Context, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	q := audit.Query{Path: t.path, Agent: c.String("agent"), Operation: catalog.Op(c.String("op"))}
+	agent, err := agentFlag(c)
+	if err != nil {
+		return err
+	}
+	q := audit.Query{Path: t.path, Agent: agent, Operation: catalog.Op(c.String("op"))}
 	if p := c.String("path"); p != "" {
 		if q.Path, err = control.CleanPath(p); err != nil {
 			return err

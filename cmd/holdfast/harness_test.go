@@ -18,7 +18,8 @@ import (
 	"holdfast/internal/control"
 )
 
-// TestMain builds the program once: the tests drive it as a user does.
+// TestMain builds the program once: the tests drive it as a user does. With the race detector the program has it too, and what it finds in any
+// process, a daemon in the background too, fails the tests.
 func TestMain(m *testing.M) {
 	os.Exit(buildAndRun(m))
 }
@@ -36,6 +37,16 @@ func buildAndRun(m *testing.M) int {
 	bin := filepath.Join(dir, "holdfast")
 	build := exec.Command("go", "build", "-o", bin, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	races := filepath.Join(dir, "race")
+	if raceBuild {
+		build.Args = []string{"go", "build", "-race", "-o", bin, "."}
+		build.Env = append(os.Environ(), "CGO_ENABLED=1")
+		// For the processes that are started from here on. By default each waits a second before it ends.
+		if err := os.Setenv("GORACE", "atexit_sleep_ms=50 log_path="+races); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build the program: %v\n%s", err, out)
 		return 1
@@ -44,7 +55,17 @@ func buildAndRun(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	return m.Run()
+	code := m.Run()
+	found, err := filepath.Glob(races + ".*")
+	for _, name := range found {
+		text, err := os.ReadFile(name)
+		fmt.Printf("%s%v\n", text, err)
+	}
+	if err != nil || len(found) > 0 {
+		fmt.Printf("the race detector has found something in %d processes: %v\n", len(found), err)
+		code = 1
+	}
+	return code
 }
 
 // result is how a run of the program ended.

@@ -275,3 +275,94 @@ func sizeOf(dir string) (n int64) {
 	}
 	return n
 }
+
+// TestTimesComeBack: what an agent did to times alone is in its log, and is undone where it is seen: the kernel, too, must show the old times of what it has
+// cached. Only what ann did is undone.
+func TestTimesComeBack(t *testing.T) {
+	p := newPlace(t)
+	p.mount()
+	as(t, "ann", p.dir+"/tasks", `mkdir dir dir/sub; echo text > file; echo linked > linked; ln linked dir/other; echo deep > dir/sub/deep
+		touch -d 2020-01-02T03:04:05.678901234 file linked dir/sub/deep dir/sub dir`)
+	before := listing(t, p.dir+"/tasks")
+	for _, undo := range []func(since string) []string{
+		func(since string) []string { return []string{"undo", "--agent", "ben", "--since", since, p.dir} },
+		func(since string) []string { return []string{"restore", p.dir + "/tasks", "--at", since} },
+	} {
+		since := instant(t, p)
+		for _, path := range []string{"file", "linked", "dir/sub/deep", "dir/sub", "dir"} { // each time the first that a process does
+			as(t, "ben", p.dir+"/tasks", "exec touch -d 2001-01-01 "+path)
+		}
+		log := lines[snapshots.Change](t, ok(t, "log", "--since", since, "--json", p.dir))
+		if len(log) != 5 {
+			t.Errorf("%d changes, want 5: %+v", len(log), log)
+		}
+		for _, c := range log {
+			if c.Agent != "ben" || c.Program != "touch" {
+				t.Errorf("%s of %s is by %q with %q", c.Op, c.Path, c.Agent, c.Program)
+			}
+		}
+		out := ok(t, undo(since)...)
+		if got := listing(t, p.dir+"/tasks"); got != before {
+			t.Errorf("afterwards (%s):\n%s\nwant\n%s", out, got, before)
+		}
+	}
+}
+
+// TestMistakesOfTheCaller: mounted or not, the same mistake gets the same exit code and says what is wrong; nothing is taken for something else.
+func TestMistakesOfTheCaller(t *testing.T) {
+	p := newPlace(t)
+	if r := runWith(t, "text", "put", "-", p.store+":/tasks/f"); r.code != exitOK {
+		t.Fatal(r)
+	}
+	path := p.store + ":/tasks/f"
+	for _, isMounted := range []bool{false, true} {
+		if isMounted {
+			p.mount()
+		}
+		for _, name := range []string{"@x", "a/b", "10m", "7", "x\x01"} {
+			fails(t, exitUsage, []string{"snapshot"}, "snapshot", "create", "--store", p.store, "--", name)
+			fails(t, exitUsage, []string{"snapshot"}, "snapshot", "rename", "--store", p.store, "--", "first", name)
+		}
+		fails(t, exitFailure, []string{"v999999", "newest"}, "cat", path, "--at", "@v999999")
+		fails(t, exitFailure, []string{"v999999", "newest"}, "cat", path+"@v999999")
+		fails(t, exitFailure, []string{"future"}, "cat", path+"@2199-01-01T00:00:00Z")
+		fails(t, exitFailure, []string{"/tasks/none", "now or earlier"}, "undo", "--since", "1h", p.store+":/tasks/none")
+		fails(t, exitFailure, []string{"/tasks/none", "now or earlier"}, "log", "--since", "1h", p.store+":/tasks/none")
+		for _, args := range [][]string{{"snapshot", "create"}, {"snapshot", "rm", "x"}, {"retention", "set", path}, {"log", "a", "b"}} {
+			if out := ok(t, append(args, "--help")...); !strings.Contains(out, "Example: holdfast "+args[0]) {
+				t.Errorf("%v --help: %s", args, out)
+			}
+		}
+	}
+	// An agent is found by the name that it gave itself; no name is not everybody's.
+	as(t, " odd\x1bagent ", p.dir+"/tasks", "echo odd > by")
+	for _, args := range [][]string{{"undo", "--agent", "", "--since", "1h", p.dir}, {"undo", "--agent", " ", "--since", "1h", p.dir}, {"log", "--agent", "", p.dir}} {
+		fails(t, exitUsage, []string{"--agent"}, args...)
+	}
+	if out := ok(t, "log", "--agent", " odd\x1bagent ", p.dir); strings.Count(out, "/tasks/by") != 2 {
+		t.Errorf("its log: %s", out)
+	}
+	if out := ok(t, "undo", "--agent", " odd\x1bagent ", "--since", "1h", p.dir); !strings.Contains(out, "/tasks/by  removed") {
+		t.Errorf("its undo: %s", out)
+	}
+	// A file may be called like a time that has not come yet.
+	as(t, "ann", p.dir+"/tasks", "echo odd > odd@2199-01-01T00:00:00Z")
+	if out := ok(t, "cat", p.dir+"/tasks/odd@2199-01-01T00:00:00Z"); out != "odd\n" {
+		t.Errorf("it holds %q", out)
+	}
+	names := make(map[string]bool)
+	for range 5 { // within one second
+		for _, s := range lines[control.Snapshot](t, ok(t, "snapshot", "create", "--json", "--store", p.store)) {
+			names[s.Name] = true
+		}
+	}
+	for name := range names {
+		if _, err := os.Stat(p.dir + "/.snapshots/" + name + "/tasks/f"); err != nil {
+			t.Error(err)
+		}
+		ok(t, "restore", path, "--at", name)
+	}
+	if len(names) != 5 {
+		t.Errorf("5 snapshots without a name are %v", names)
+	}
+}

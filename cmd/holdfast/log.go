@@ -29,7 +29,7 @@ Example: holdfast log ~/work/tasks/1.txt`,
 }
 
 func (e *env) runLog(ctx context.Context, c *cli.Context) error {
-	if c.String("agent") != "" || c.IsSet("since") {
+	if c.IsSet("agent") || c.IsSet("since") {
 		return e.runChanges(ctx, c)
 	}
 	if c.NArg() == 0 {
@@ -64,11 +64,15 @@ func (e *env) runChanges(ctx context.Context, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	agent, err := agentFlag(c)
+	if err != nil {
+		return err
+	}
 	t, err := e.maybePath(c)
 	if err != nil {
 		return err
 	}
-	q := snapshots.ChangeQuery{Agent: c.String("agent"), Since: since, Path: t.path}
+	q := snapshots.ChangeQuery{Agent: agent, Since: since, Path: t.path}
 	return e.with(ctx, t, true, func(ops control.Ops) error {
 		return explain(t, ops.Changes(ctx, q, func(ch snapshots.Change) error {
 			if c.Bool("json") {

@@ -26,13 +26,17 @@ type services struct {
 	engine *integrity.Engine
 	keeper *backup.Keeper
 
+	log     *slog.Logger
 	stop    context.CancelFunc
 	stopped []chan struct{}
 }
 
+// stopGrace bounds how long the end waits for what works by itself.
+const stopGrace = 15 * time.Second
+
 // newServices makes the services of a volume, for a command or for a daemon. They do nothing by themselves until start.
 func newServices(ctx context.Context, vol *volume.Volume, log *slog.Logger) (_ *services, err error) {
-	s := new(services)
+	s := &services{log: log}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -42,7 +46,7 @@ func newServices(ctx context.Context, vol *volume.Volume, log *slog.Logger) (_ *
 		return nil, err
 	}
 	keeper := backup.NewKeeper(backup.KeeperOptions{Store: vol, StoreID: vol.Settings().StoreID, Made: vol.Settings().Created, Places: vol.Backups,
-		Marks: backupMarks{vol.Blobs()}, Log: log})
+		Marks: backupMarks{vol.Blobs()}, Done: s.retry(ctx, log), Log: log})
 	s.keeper = keeper
 	s.operations = append(s.operations, backupOperations(keeper)...)
 	if !vol.ReadOnly() {
@@ -54,8 +58,11 @@ func newServices(ctx context.Context, vol *volume.Volume, log *slog.Logger) (_ *
 // addIntegrity makes the engine that heals, checks and scrubs.
 func (s *services) addIntegrity(ctx context.Context, vol *volume.Volume, log *slog.Logger) error {
 	o := integrity.Options{Volume: vol, Log: log}
-	for _, b := range vol.Backups() {
-		o.Sources = append(o.Sources, backup.NewSource(b.Path, vol.Settings().StoreID, log))
+	o.Sources = func() (list []integrity.Source) {
+		for _, b := range vol.Backups() { // as holdfast.toml says now
+			list = append(list, backup.NewSource(b.Path, vol.Settings().StoreID, log))
+		}
+		return list
 	}
 	who := catalog.Actor{Agent: "holdfast", Program: "holdfast", UID: uint32(os.Getuid()), PID: uint32(os.Getpid())}
 	o.Restore = func(ctx context.Context, path string, at catalog.Seq, dryRun bool) error {
@@ -69,6 +76,16 @@ func (s *services) addIntegrity(ctx context.Context, vol *volume.Volume, log *sl
 	s.closers = append(s.closers, s.engine.Close)
 	s.operations = append(s.operations, integrityOperations(vol, s.engine)...)
 	return nil
+}
+
+// retry returns a function that lets the engine try again what it could not heal: a backup was made, so a place is there.
+func (s *services) retry(ctx context.Context, log *slog.Logger) func() {
+	ctx = context.WithoutCancel(ctx)
+	return func() {
+		if err := s.engine.Retry(ctx); err != nil {
+			log.Warn("what is damaged is not tried again", "error", err)
+		}
+	}
 }
 
 // dialServices are the services of a command that opened the store itself.
@@ -144,8 +161,14 @@ func (s *services) Close() error {
 	if s.stop != nil {
 		s.stop()
 	}
+	late, cancel := context.WithTimeout(context.Background(), stopGrace)
+	defer cancel()
 	for _, done := range s.stopped {
-		<-done
+		select {
+		case <-done:
+		case <-late.Done():
+			s.log.Error("the end does not wait for a backup whose place does not answer; what it was writing is taken up by the next one")
+		}
 	}
 	var errs []error
 	for _, f := range slices.Backward(s.closers) {

@@ -46,6 +46,15 @@ func (e *env) runSnapshot(ctx context.Context, c *cli.Context) error {
 	if len(args) < n[0] || len(args) > n[1] {
 		return usagef("snapshot", "%s wants %d names, got %d", action, n[1], len(args))
 	}
+	for i, name := range args {
+		check := snapshots.CheckName
+		if action == "create" || i == 1 {
+			check = snapshots.CheckNewName
+		}
+		if err := check(name); err != nil {
+			return explainSnapshot(err)
+		}
+	}
 	t, err := storeHere(c)
 	if err != nil {
 		return err
@@ -74,7 +83,7 @@ func (e *env) runSnapshot(ctx context.Context, c *cli.Context) error {
 		}
 		s, err := ops.ChangeSnapshot(ctx, caller("snapshot"), change)
 		if err != nil {
-			return explainSnapshot(err)
+			return err
 		}
 		if action == "rm" && !c.Bool("json") {
 			return nil
@@ -109,9 +118,6 @@ func (e *env) checkSnapshot(ctx context.Context, c *cli.Context, ops control.Ops
 		made = args[1]
 	}
 	if made != "" {
-		if err := snapshots.CheckNewName(made); err != nil {
-			return explainSnapshot(err)
-		}
 		if _, taken := found[made]; taken {
 			return fmt.Errorf("there is a snapshot %s already; choose another name", quoteAlways(made))
 		}

@@ -10,14 +10,15 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"unicode"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
 	"holdfast/catalog"
+	"holdfast/fs"
 	"holdfast/internal/control"
 	"holdfast/internal/volume"
+	"holdfast/snapshots"
 )
 
 // target is a path inside a store.
@@ -168,7 +169,7 @@ func (e *env) version(ctx context.Context, c *cli.Context, ops control.Ops, t ta
 	}
 	path, at, ok := control.SplitTarget(t.path, e.now())
 	if !ok {
-		return t, control.Selector{}, nil
+		return t, at, e.future(ctx, ops, t.path)
 	}
 	if _, err := ops.Stat(ctx, t.path); err == nil {
 		return t, control.Selector{}, nil
@@ -179,25 +180,30 @@ func (e *env) version(ctx context.Context, c *cli.Context, ops control.Ops, t ta
 	return t, at, nil
 }
 
+// future is snapshots.ErrFuture when a path ends in "@" and a time that has not come yet, and no file is called so.
+func (e *env) future(ctx context.Context, ops control.Ops, path string) error {
+	i := strings.LastIndexByte(path, '@')
+	if i < 0 {
+		return nil
+	}
+	if _, err := snapshots.ParseMoment(path[i:], e.now()); !errors.Is(err, snapshots.ErrFuture) {
+		return nil
+	} else if _, statErr := ops.Stat(ctx, path); !errors.Is(statErr, catalog.ErrNotExist) && !errors.Is(statErr, catalog.ErrNotDir) {
+		return nil
+	} else {
+		return err
+	}
+}
+
 // caller is who this process acts for.
 func caller(command string) control.Caller {
-	agent := os.Getenv("HOLDFAST_AGENT")
+	agent := fs.AgentName(os.Getenv("HOLDFAST_AGENT"))
 	if agent == "" {
 		if u, err := user.Current(); err == nil {
-			agent = u.Username
+			agent = fs.AgentName(u.Username)
 		} else {
 			agent = strconv.Itoa(os.Getuid())
 		}
-	}
-	agent = strings.ToValidUTF8(agent, "?")
-	agent = strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, agent)
-	if len(agent) > control.MaxActor {
-		agent = strings.ToValidUTF8(agent[:control.MaxActor], "")
 	}
 	return control.Caller{
 		Agent: agent, Program: "holdfast " + command,

@@ -9,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"holdfast/fs"
 	"holdfast/internal/control"
 	"holdfast/snapshots"
 )
@@ -119,17 +120,31 @@ func (e *env) runUndo(ctx context.Context, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.String("agent") == "" && c.NArg() == 0 {
+	agent, err := agentFlag(c)
+	if err != nil {
+		return err
+	}
+	if agent == "" && c.NArg() == 0 {
 		return usagef("undo", "whose changes, or where? Give --agent AGENT, or PATH")
 	}
 	t, err := e.maybePath(c)
 	if err != nil {
 		return err
 	}
-	u := snapshots.Undo{Agent: c.String("agent"), Since: since, Path: t.path, Force: c.Bool("force"), DryRun: c.Bool("dry-run")}
+	u := snapshots.Undo{Agent: agent, Since: since, Path: t.path, Force: c.Bool("force"), DryRun: c.Bool("dry-run")}
 	return e.with(ctx, t, false, func(ops control.Ops) error {
 		return e.showSteps(c, t, func(fn func(snapshots.Step) error) (uint64, error) { return ops.Undo(ctx, caller("undo"), u, fn) })
 	})
+}
+
+// agentFlag is the agent that --agent names, "" when it is not given. An empty name, such as that of a variable that is not set, names nobody: it is
+// not taken for everybody.
+func agentFlag(c *cli.Context) (string, error) {
+	agent := fs.AgentName(c.String("agent"))
+	if agent == "" && c.IsSet("agent") {
+		return "", usagef(c.Command.Name, "--agent wants the name of an agent, not %q", c.String("agent"))
+	}
+	return agent, nil
 }
 
 // maybePath is the path that was given, or the root of the store that the command is called in.

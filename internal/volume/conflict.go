@@ -100,7 +100,7 @@ func (f *file) contest(ctx context.Context, kind commitKind, h *Handle, row cata
 	}
 	closing := kind == commitFlush || kind == commitClose
 	lost := w.buries(c.by, c.ranges)
-	if lost == nil {
+	if lost == nil || c.ranges[0].off >= row.Size { // what is only added buries nothing, not even the shortening of what it is added to
 		if closing {
 			c.record = c.by.buried
 		}

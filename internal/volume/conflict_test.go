@@ -163,6 +163,22 @@ func TestNoConflict(t *testing.T) {
 			a.Close(ctx)
 			b.Close(ctx)
 		},
+		"append to what was shortened": func(t *testing.T, v *Volume, ino catalog.Ino) {
+			a, b := openBy(t, v, 1, ino, OpenFlags{}), openBy(t, v, 2, ino, OpenFlags{})
+			if err := a.Truncate(ctx, 3); err != nil {
+				t.Fatal(err)
+			}
+			if err := shut(t, a); err != nil {
+				t.Fatal(err)
+			}
+			write(t, b, 3, " more")
+			if err := shut(t, b); err != nil {
+				t.Fatal(err)
+			}
+			if got := textAt(t, v, ino, 3); got != "the more" {
+				t.Errorf("%q", got)
+			}
+		},
 		"different bytes": func(t *testing.T, v *Volume, ino catalog.Ino) {
 			a, b := openBy(t, v, 1, ino, OpenFlags{}), openBy(t, v, 2, ino, OpenFlags{})
 			write(t, a, 0, "THE")
@@ -304,6 +320,16 @@ func TestStrictDirectory(t *testing.T) {
 	}
 }
 
+func TestStrictIsOneOrZero(t *testing.T) {
+	v := openStore(t, newStore(t, StorageHybrid))
+	defer closeStore(t, v)
+	for _, bad := range []string{"", "true", "yes", "2", "1\n"} { // whoever writes that believes that it is strict
+		if err := v.SetXattr(t.Context(), actor(), catalog.Root, catalog.StrictXattr, []byte(bad), 0); !errors.Is(err, catalog.ErrInvalid) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
 // A file below a strict directory can be let off.
 func TestStrictIsInherited(t *testing.T) {
 	ctx := context.Background()
@@ -338,10 +364,14 @@ type byteModel struct {
 
 // commit returns the newest version of another handle, after base, of which it changes a byte.
 func (m *byteModel) commit(h *Handle, base, ver uint64) (lost uint64) {
+	adds := m.limit >= m.size // only behind what is there: nothing is buried
+	for i := range m.size {
+		adds = adds && !m.dirty[i]
+	}
 	for i := range m.dirty {
 		at := int64(i)
 		if m.dirty[i] || m.limit < m.size && at >= m.limit || at >= m.size && at < m.now {
-			if m.by[i] != h && m.ver[i] > base {
+			if !adds && m.by[i] != h && m.ver[i] > base {
 				lost = max(lost, m.ver[i])
 			}
 			m.ver[i], m.by[i] = ver, h

@@ -147,6 +147,9 @@ type OpenFlags struct {
 	Read, Write bool
 	Truncate    bool
 	KillPriv    bool // clear set-uid and set-gid with the truncation
+	// Cached: the kernel looks after the times itself, and tells them before the file is closed. It tells nothing when the time of its clock tick
+	// is the one that the file has; a time of our own would be another one, and only be seen after a remount.
+	Cached bool
 }
 
 // Handle is an open file. Its methods may be called concurrently; Close once, after the last of them.
@@ -179,8 +182,12 @@ func (v *Volume) OpenFile(ctx context.Context, who catalog.Actor, ino catalog.In
 	h.f.enter(h, row.Ver)
 	if flags.Truncate {
 		err := h.empty(ctx)
-		if err == nil {
+		switch {
+		case err != nil:
+		case !flags.Cached:
 			err = v.stamp(ctx, who, ino, flags.KillPriv)
+		case flags.KillPriv:
+			err = v.killPriv(ctx, who, ino)
 		}
 		if err != nil {
 			h.f.leave(h)

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/blobstore"
 	"holdfast/catalog"
 )
@@ -131,7 +133,7 @@ func (v *Volume) readBlob(ctx context.Context, ref blobstore.Ref, p []byte, off 
 		return &blobstore.DamageError{Hash: ref.Hash, Part: "extent", Detail: "reaches over the end of the blob"}
 	}
 	err := v.ReadStored(ctx, ref, p, off)
-	if err == nil || !isDamage(err) {
+	if err == nil || !isDamage(err) && !errors.Is(err, unix.EIO) { // a bad place on a disk reads as EIO, not as other bytes
 		return err
 	}
 	if g := v.guard.Load(); g != nil {

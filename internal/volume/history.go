@@ -223,6 +223,13 @@ func (v *Volume) readNumber(ctx context.Context, p string, number int, w io.Writ
 }
 
 func (v *Volume) readAtSeq(ctx context.Context, p string, seq catalog.Seq, w io.Writer) error {
+	newest, err := v.Newest(ctx)
+	if err != nil {
+		return err
+	}
+	if seq > newest {
+		return fmt.Errorf("%w at record v%d, which is not there yet: the newest is v%d", catalog.ErrNotExist, seq, newest)
+	}
 	row, err := v.ResolveAt(ctx, p, seq)
 	if err != nil {
 		return fmt.Errorf("%w after record %d", err, seq)

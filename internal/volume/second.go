@@ -16,6 +16,7 @@ import (
 	"holdfast/blobstore"
 	"holdfast/catalog"
 	"holdfast/internal/durable"
+	"holdfast/internal/patience"
 )
 
 // ErrSecond: the place of the second copies cannot be used. What is closed is safe in the store all the same.
@@ -42,17 +43,22 @@ type Second struct {
 	log      *slog.Logger
 	mended   func(context.Context, blobstore.Mending) // as blobstore.Options.Mended
 
-	mu    sync.RWMutex // held for reading while store is in use
-	store blobstore.Store
-	dev   uint64 // of the directory that was opened
-	ino   uint64
+	mu     sync.RWMutex // held for reading while store is in use
+	store  blobstore.Store
+	closed bool
+	dev    uint64 // of the directory that was opened
+	ino    uint64
 
-	stateMu sync.Mutex
-	failed  error // why it cannot be used; nil: as far as known, it can
-	retry   time.Time
-	busy    map[blobstore.Hash]int // copies that a commit in progress relies on
-	queue   []*groupItem
-	leading bool // somebody is writing groups
+	patience time.Duration // how long an operation may give no sign of life
+	calls    patience.Place
+
+	stateMu  sync.Mutex
+	failed   error // why it cannot be used; nil: as far as known, it can
+	retry    time.Time
+	busy     map[blobstore.Hash]int           // copies that a commit in progress relies on
+	removing map[blobstore.Hash]chan struct{} // copies that are being removed; closed when they are
+	queue    []*groupItem
+	leading  bool // somebody is writing groups
 }
 
 type groupItem struct {
@@ -62,7 +68,8 @@ type groupItem struct {
 }
 
 func newSecond(dir string, s Settings, readOnly bool, log *slog.Logger) *Second {
-	x := &Second{dir: s.SecondCopy, id: s.StoreID, readOnly: readOnly, log: log, busy: make(map[blobstore.Hash]int)}
+	x := &Second{dir: s.SecondCopy, id: s.StoreID, readOnly: readOnly, log: log, patience: patience.Default,
+		busy: make(map[blobstore.Hash]int), removing: make(map[blobstore.Hash]chan struct{})}
 	if x.dir == "" {
 		x.dir, x.inside = filepath.Join(dir, secondDir), true
 	}
@@ -104,46 +111,6 @@ func (x *Second) Err() error {
 	return x.failed
 }
 
-// use calls fn with the open store. Errors of the place itself are remembered, and for a moment answered without trying again.
-func (x *Second) use(ctx context.Context, write bool, fn func(blobstore.Store) error) error {
-	if write && x.readOnly {
-		return catalog.ErrReadOnly
-	}
-	x.stateMu.Lock()
-	failed, wait := x.failed, time.Until(x.retry)
-	x.stateMu.Unlock()
-	if failed != nil && wait > 0 {
-		return failed
-	}
-	err := x.reach(ctx)
-	if err == nil {
-		x.mu.RLock()
-		defer x.mu.RUnlock()
-		if x.store == nil {
-			return fmt.Errorf("%s: %w: it is closed", x.dir, ErrSecond)
-		}
-		err = fn(x.store)
-	}
-	if ctx.Err() != nil {
-		return err
-	}
-	if err != nil && !isDamage(err) {
-		if !errors.Is(err, ErrSecond) {
-			err = fmt.Errorf("%s: %w: %w", x.dir, ErrSecond, err)
-		}
-		x.stateMu.Lock()
-		x.failed, x.retry = err, time.Now().Add(secondRetry)
-		x.stateMu.Unlock()
-		return err
-	}
-	if failed != nil && write {
-		x.stateMu.Lock()
-		x.failed = nil
-		x.stateMu.Unlock()
-	}
-	return err
-}
-
 // reach opens the place unless it is open, and sees that what is open is still what the path leads to: a disk may have been taken away.
 func (x *Second) reach(ctx context.Context) error {
 	var st unix.Stat_t
@@ -159,6 +126,9 @@ func (x *Second) reach(ctx context.Context) error {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if x.closed {
+		return fmt.Errorf("%s: %w: it is closed", x.dir, ErrSecond)
+	}
 	if x.store != nil && err == nil && x.dev == st.Dev && x.ino == st.Ino {
 		return nil
 	}
@@ -201,14 +171,27 @@ func (x *Second) reach(ctx context.Context) error {
 	return nil
 }
 
+// close closes the place. One that does not answer is left as it is, after a while: what it lacks is made up for later.
 func (x *Second) close() error {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.store == nil {
+	patient := x.patience
+	if x.calls.Stuck() > 0 {
+		patient = min(patient, time.Second)
+	}
+	_, err := patience.Call(context.Background(), &x.calls, patient, 0, func(*patience.Pulse) (struct{}, error) {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.closed = true
+		if x.store == nil {
+			return struct{}{}, nil
+		}
+		err := x.store.Close()
+		x.store = nil
+		return struct{}{}, err
+	})
+	if errors.Is(err, patience.ErrSilent) {
+		x.log.Warn("the place of the second copies does not answer, and was not closed; what it lacks is copied when it is back", "dir", x.dir)
 		return nil
 	}
-	err := x.store.Close()
-	x.store = nil
 	return err
 }
 
@@ -220,40 +203,40 @@ func (x *Second) exists() bool {
 
 // ReadAt fills p with verified bytes of the copy. ErrNotFound and ErrDamaged of blobstore, ErrSecond.
 func (x *Second) ReadAt(ctx context.Context, ref blobstore.Ref, p []byte, off int64) error {
-	if !x.exists() {
-		return fmt.Errorf("blob %s: %w: there are no second copies", ref.Hash, blobstore.ErrNotFound)
-	}
-	return x.use(ctx, false, func(s blobstore.Store) error {
-		n, err := s.ReadAt(ctx, ref, p, off)
+	got, err := ask(ctx, x, reading, 0, func(s blobstore.Store, _ *patience.Pulse) ([]byte, error) {
+		buf := make([]byte, len(p)) // p is the caller's again when nobody waits for this any more
+		n, err := s.ReadAt(ctx, ref, buf, off)
 		if err == nil && n < len(p) {
 			err = &blobstore.DamageError{Hash: ref.Hash, Part: "size", Detail: "the second copy is shorter than the catalog says"}
 		}
-		return err
+		return buf, err
 	})
+	if err != nil {
+		return err
+	}
+	copy(p, got)
+	return nil
 }
 
 // Has says whether there is a copy, without reading its content.
-func (x *Second) Has(ctx context.Context, ref blobstore.Ref) (ok bool, err error) {
-	if !x.exists() {
-		return false, nil
-	}
-	err = x.use(ctx, false, func(s blobstore.Store) error {
+func (x *Second) Has(ctx context.Context, ref blobstore.Ref) (bool, error) {
+	ok, err := ask(ctx, x, reading, 0, func(s blobstore.Store, _ *patience.Pulse) (bool, error) {
+		if err := x.removed(ctx, ref.Hash); err != nil {
+			return false, err
+		}
 		sc, err := s.Sidecar(ctx, ref.Hash)
-		ok = err == nil && sc.Size == ref.Size
-		return err
+		return err == nil && sc.Size == ref.Size, err
 	})
 	if isDamage(err) {
-		err = nil
+		return false, nil
 	}
-	return ok, err
+	return ok && err == nil, err
 }
 
 // Verify reads the whole copy and checks it. ErrNotFound and ErrDamaged of blobstore, ErrSecond.
 func (x *Second) Verify(ctx context.Context, ref blobstore.Ref) error {
-	if !x.exists() {
-		return fmt.Errorf("blob %s: %w: there are no second copies", ref.Hash, blobstore.ErrNotFound)
-	}
-	return x.use(ctx, false, func(s blobstore.Store) error { return s.Verify(ctx, ref) })
+	_, err := ask(ctx, x, reading, ref.Size, func(s blobstore.Store, _ *patience.Pulse) (struct{}, error) { return struct{}{}, s.Verify(ctx, ref) })
+	return err
 }
 
 // Put makes the copy, or mends it, from the content that r yields, and reads it back. It is on stable storage on return.
@@ -267,10 +250,16 @@ func (x *Second) Put(ctx context.Context, ref blobstore.Ref, r io.Reader) error 
 		}
 		return x.putSmall(ctx, blobstore.Item{Ref: ref, Meta: meta, Data: body})
 	}
-	return x.use(ctx, true, func(s blobstore.Store) error { return x.putLarge(ctx, s, ref, meta, r) })
+	_, err := ask(ctx, x, writing, 0, func(s blobstore.Store, p *patience.Pulse) (struct{}, error) {
+		return struct{}{}, x.putLarge(ctx, s, ref, meta, r, p)
+	})
+	return err
 }
 
-func (x *Second) putLarge(ctx context.Context, s blobstore.Store, ref blobstore.Ref, meta blobstore.Meta, r io.Reader) error {
+func (x *Second) putLarge(ctx context.Context, s blobstore.Store, ref blobstore.Ref, meta blobstore.Meta, r io.Reader, p *patience.Pulse) error {
+	if err := x.removed(ctx, ref.Hash); err != nil {
+		return err
+	}
 	f, err := os.CreateTemp(filepath.Join(x.dir, stagingDir), "copy-*")
 	if err != nil {
 		return err
@@ -279,16 +268,18 @@ func (x *Second) putLarge(ctx context.Context, s blobstore.Store, ref blobstore.
 	defer os.Remove(f.Name()) // gone when it was adopted
 	// Read and written, never cloned: a clone of the extents of a file would share the bytes on the disk with it.
 	h := blobstore.NewHasher()
-	if _, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(f, h)}, struct{ io.Reader }{io.LimitReader(r, ref.Size+1)}, make([]byte, copyBuffer)); err != nil {
+	if _, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(f, h)}, struct{ io.Reader }{io.LimitReader(p.Reader(r), ref.Size+1)}, make([]byte, copyBuffer)); err != nil {
 		return err
 	}
 	sum := h.Sum()
 	if sum.Ref != ref {
 		return &blobstore.DamageError{Hash: ref.Hash, Part: "source", Detail: "what was to be copied is something else"}
 	}
+	p.Beat(ref.Size)
 	if err := s.Adopt(ctx, sum, meta, f.Name(), true); err != nil {
 		return err
 	}
+	p.Beat(ref.Size)
 	return s.Verify(ctx, ref)
 }
 
@@ -324,53 +315,94 @@ func (x *Second) lead(ctx context.Context) {
 		group := x.queue[:n:n]
 		x.queue = x.queue[n:]
 		x.stateMu.Unlock()
-		err := x.use(ctx, true, func(s blobstore.Store) error {
-			items := make([]blobstore.Item, n)
-			for i, g := range group {
-				items[i] = g.item
+		items := make([]blobstore.Item, n)
+		for i, g := range group {
+			items[i] = g.item
+		}
+		outcome, err := ask(ctx, x, writing, int64(bytes), func(s blobstore.Store, _ *patience.Pulse) ([]error, error) { return x.putGroup(ctx, s, items) })
+		for i, g := range group {
+			if g.err = err; err == nil {
+				g.err = outcome[i]
 			}
-			if err := s.PutBatch(ctx, items); err != nil {
-				return err
-			}
-			if err := s.Sync(ctx); err != nil {
-				return err
-			}
-			for _, g := range group {
-				g.err = s.Verify(ctx, g.item.Ref)
-			}
-			return nil
-		})
-		for _, g := range group {
-			g.err = errors.Join(g.err, err)
 			close(g.done)
 		}
 	}
 }
 
-// Remove takes a copy away, unless unused, asked while no commit can rely on it, says that something names the blob. It reports whether it is gone.
-func (x *Second) Remove(ctx context.Context, h blobstore.Hash, unused func() (bool, error)) (gone bool, err error) {
-	err = x.use(ctx, true, func(s blobstore.Store) error {
-		x.stateMu.Lock()
-		defer x.stateMu.Unlock()
-		if x.busy[h] > 0 {
-			return nil
+// putGroup writes a group and reads it back; it returns what came of each.
+func (x *Second) putGroup(ctx context.Context, s blobstore.Store, items []blobstore.Item) ([]error, error) {
+	for i := range items {
+		if err := x.removed(ctx, items[i].Ref.Hash); err != nil {
+			return nil, err
 		}
-		ok, err := unused()
-		if err != nil || !ok {
-			return err
-		}
-		gone = true
-		return s.Delete(ctx, h)
-	})
-	return gone && err == nil, err
+	}
+	if err := s.PutBatch(ctx, items); err != nil {
+		return nil, err
+	}
+	if err := s.Sync(ctx); err != nil {
+		return nil, err
+	}
+	outcome := make([]error, len(items))
+	for i := range items {
+		outcome[i] = s.Verify(ctx, items[i].Ref)
+	}
+	return outcome, nil
 }
 
-// With calls fn with the blob store that holds the copies, which fn must not keep.
-func (x *Second) With(ctx context.Context, fn func(blobstore.Store) error) error {
-	if !x.exists() {
-		return fmt.Errorf("%s: %w: there are no second copies", x.dir, blobstore.ErrNotFound)
+// Remove takes a copy away, unless unused, asked while no commit can rely on it, says that something names the blob. It reports whether it is gone.
+func (x *Second) Remove(ctx context.Context, h blobstore.Hash, unused func() (bool, error)) (gone bool, err error) {
+	return ask(ctx, x, writing, 0, func(s blobstore.Store, _ *patience.Pulse) (bool, error) {
+		done, err := x.beginRemove(h, unused)
+		if done == nil || err != nil {
+			return false, err
+		}
+		defer done()
+		err = s.Delete(ctx, h)
+		return err == nil, err
+	})
+}
+
+// beginRemove says that a copy is being removed, until done is called; nil when it is in use. Commits that begin meanwhile wait for that, in removed.
+func (x *Second) beginRemove(h blobstore.Hash, unused func() (bool, error)) (done func(), err error) {
+	x.stateMu.Lock()
+	defer x.stateMu.Unlock()
+	if x.busy[h] > 0 || x.removing[h] != nil {
+		return nil, nil
 	}
-	return x.use(ctx, false, fn)
+	if ok, err := unused(); err != nil || !ok {
+		return nil, err
+	}
+	ended := make(chan struct{})
+	x.removing[h] = ended
+	return func() {
+		x.stateMu.Lock()
+		defer x.stateMu.Unlock()
+		delete(x.removing, h)
+		close(ended)
+	}, nil
+}
+
+// removed waits until a copy that is being removed is gone.
+func (x *Second) removed(ctx context.Context, h blobstore.Hash) error {
+	x.stateMu.Lock()
+	ended := x.removing[h]
+	x.stateMu.Unlock()
+	if ended == nil {
+		return nil
+	}
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// With calls fn with the blob store that holds the copies, which fn must not keep. It takes as long as it takes, but no longer than ctx: fn may then still be at work, and
+// what it writes to is not to be used.
+func (x *Second) With(ctx context.Context, fn func(blobstore.Store) error) error {
+	_, err := ask(ctx, x, walking, 0, func(s blobstore.Store, _ *patience.Pulse) (struct{}, error) { return struct{}{}, fn(s) })
+	return err
 }
 
 // Hold keeps copies from being removed until release is called.

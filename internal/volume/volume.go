@@ -72,8 +72,9 @@ type Volume struct {
 	early    early
 	activity atomic.Uint64 // see Activity
 
-	settingsMu sync.Mutex
-	settings   Settings
+	settingsMu   sync.Mutex
+	settings     Settings
+	settingsFile fileState // of holdfast.toml, when it was read last
 
 	mu          sync.RWMutex
 	files       map[catalog.Ino]*file
@@ -263,10 +264,11 @@ func (v *Volume) release(ctx context.Context) error {
 // Dir is the store's directory, absolute.
 func (v *Volume) Dir() string { return v.dir }
 
-// Settings are those of holdfast.toml.
+// Settings are those of holdfast.toml. What somebody has changed there since it was opened counts, if it concerns retention, backups or recovery.
 func (v *Volume) Settings() Settings {
 	v.settingsMu.Lock()
 	defer v.settingsMu.Unlock()
+	v.rereadSettings()
 	s := v.settings
 	s.Retention = slices.Clone(s.Retention)
 	s.Backups = slices.Clone(s.Backups)

@@ -337,17 +337,29 @@ type Rotated struct {
 	Blobs   int64    `json:"blobs"`
 }
 
-// Rotate removes all backups but the newest keep, at least one, and the blobs that only they had. A damaged manifest among those that stay is an error,
-// and no blob goes then. Not beside a Create.
+// Rotate removes all backups but the newest keep, at least one, and the blobs that only they had. Backups whose manifest is damaged do not count: they are no reason to remove an
+// intact one. A damaged manifest among those that stay is an error, and no blob goes then. Not beside a Create.
 func (p *Place) Rotate(ctx context.Context, keep int) (Rotated, error) {
 	all, err := p.List()
 	if err != nil {
 		return Rotated{}, err
 	}
-	old := all[:max(0, len(all)-max(1, keep))]
-	names := make([]string, len(old))
-	for i := range old {
-		names[i] = old[i].Name
+	old := len(all)
+	if len(all) <= max(1, keep) {
+		return Rotated{}, nil
+	}
+	for intact := 0; old > 0 && intact < max(1, keep); old-- {
+		_, err := p.each(ctx, all[old-1].Name, func(Entry) error { return nil })
+		if ctx.Err() != nil {
+			return Rotated{}, ctx.Err()
+		}
+		if err == nil {
+			intact++
+		}
+	}
+	names := make([]string, old)
+	for i := range names {
+		names[i] = all[i].Name
 	}
 	if len(names) == 0 {
 		return Rotated{}, nil

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"holdfast/blobstore"
+	"holdfast/internal/patience"
 	"holdfast/internal/volume"
 )
 
@@ -20,6 +21,8 @@ const (
 	retryAfter = 15 * time.Minute
 	// firstAfter is how old a store is when its first backup is due: a new one has nothing to lose yet.
 	firstAfter = 10 * time.Minute
+	// clockSlack is how far ahead the clock of the place's disk may be.
+	clockSlack = 2 * time.Minute
 	// longestPause bounds the pauses that a backup in the background makes.
 	longestPause = 100 * time.Millisecond
 )
@@ -34,9 +37,17 @@ type Keeper struct {
 	log    *slog.Logger
 	now    func() time.Time
 
-	turn  sync.Mutex // held while a place is written
-	mu    sync.Mutex
-	state map[string]*State // by directory; guarded by mu
+	done   func()
+	mu     sync.Mutex
+	state  map[string]*State  // by directory; guarded by mu
+	access map[string]*access // by directory; guarded by mu
+	work   sync.WaitGroup
+}
+
+// access is what is known of a place beside its backups.
+type access struct {
+	turn  chan struct{}  // holds a token while the place is written
+	calls patience.Place // that list it
 }
 
 // Marks is told of what was copied, so that sidecars can say so. May be nil.
@@ -61,6 +72,7 @@ type KeeperOptions struct {
 	Made    time.Time              // when the store was made
 	Places  func() []volume.Backup // with absolute paths; asked each time
 	Marks   Marks
+	Done    func()           // called after a backup was made; may be nil
 	Log     *slog.Logger     // default: discards
 	Now     func() time.Time // default time.Now
 }
@@ -73,13 +85,30 @@ func NewKeeper(o KeeperOptions) *Keeper {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Keeper{store: o.Store, id: o.StoreID, places: o.Places, marks: o.Marks, made: o.Made, log: o.Log, now: o.Now, state: make(map[string]*State)}
+	if o.Done == nil {
+		o.Done = func() {}
+	}
+	return &Keeper{store: o.Store, id: o.StoreID, places: o.Places, marks: o.Marks, made: o.Made, log: o.Log, now: o.Now, done: o.Done,
+		state: make(map[string]*State), access: make(map[string]*access)}
 }
 
-// Run makes what is due, until ctx ends.
+// accessTo returns what is known of the place at dir.
+func (k *Keeper) accessTo(dir string) *access {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	a := k.access[dir]
+	if a == nil {
+		a = &access{turn: make(chan struct{}, 1)}
+		k.access[dir] = a
+	}
+	return a
+}
+
+// Run makes what is due, until ctx ends; places are written beside each other, so that one that does not answer keeps none of the others from it.
 func (k *Keeper) Run(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
+	defer k.work.Wait()
 	for {
 		k.look(ctx)
 		select {
@@ -90,22 +119,25 @@ func (k *Keeper) Run(ctx context.Context) {
 	}
 }
 
-// look makes the backups that are due.
+// look begins the backups that are due, unless their place is being written.
 func (k *Keeper) look(ctx context.Context) {
 	for _, s := range k.States() {
 		now := k.now()
-		if s.Due == nil || now.Before(*s.Due) || !s.failed.IsZero() && now.Before(s.failed.Add(retryAfter)) {
+		if s.Due == nil || now.Before(*s.Due) || !s.failed.IsZero() && now.Before(s.failed.Add(retryAfter)) || len(k.accessTo(s.Path).turn) > 0 {
 			continue
 		}
-		res, err := k.makeIn(ctx, s.Backup, CreateOptions{Level: s.Level, Now: now, Pause: pauses()})
-		if ctx.Err() != nil {
-			return
-		}
-		if err != nil {
-			k.log.Error("an automatic backup failed; it is tried again", "place", s.Path, "error", err)
-			continue
-		}
-		k.log.Info("backed up", "place", s.Path, "backup", res.Name, "files", res.Files, "copied", res.Copied, "bytes", res.CopiedBytes)
+		k.work.Go(func() { k.makeDue(ctx, s.Backup, now) })
+	}
+}
+
+func (k *Keeper) makeDue(ctx context.Context, b volume.Backup, now time.Time) {
+	res, err := k.makeIn(ctx, b, CreateOptions{Level: b.Level, Now: now, Pause: pauses()})
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		k.log.Error("an automatic backup failed; it is tried again", "place", b.Path, "error", err)
+	default:
+		k.log.Info("backed up", "place", b.Path, "backup", res.Name, "files", res.Files, "copied", res.Copied, "bytes", res.CopiedBytes)
 	}
 }
 
@@ -156,8 +188,13 @@ func (k *Keeper) choose(dir string) (volume.Backup, error) {
 }
 
 func (k *Keeper) makeIn(ctx context.Context, b volume.Backup, o CreateOptions) (res Created, err error) {
-	k.turn.Lock()
-	defer k.turn.Unlock()
+	turn := k.accessTo(b.Path).turn
+	select {
+	case turn <- struct{}{}:
+		defer func() { <-turn }()
+	case <-ctx.Done():
+		return res, ctx.Err()
+	}
 	defer func() {
 		if ctx.Err() == nil {
 			k.note(b, err)
@@ -171,6 +208,7 @@ func (k *Keeper) makeIn(ctx context.Context, b volume.Backup, o CreateOptions) (
 	if res, err = p.Create(ctx, k.store, o); err != nil {
 		return res, fmt.Errorf("back up to %s: %w", b.Path, err)
 	}
+	k.done()
 	if k.marks != nil {
 		if err := k.marks.MarkBackedUp(ctx, res.Blobs, o.Now); err != nil {
 			k.log.Warn("the sidecars do not say of all blobs that they are backed up", "error", err)
@@ -208,15 +246,21 @@ func (k *Keeper) States() []State {
 			s.LastError, s.failed = known.LastError, known.failed
 		}
 		k.mu.Unlock()
-		all, err := list(b.Path)
+		all, err := k.list(b.Path)
 		if err != nil && s.LastError == "" {
 			s.LastError = err.Error()
 		}
 		s.Backups = len(all)
 		due := k.made.Add(firstAfter)
+		if now := k.now(); k.made.After(now) { // by a clock that was wrong
+			due = now
+		}
 		if len(all) > 0 {
 			newest := all[len(all)-1].Time
-			s.Newest, due = &newest, newest.Add(time.Duration(b.Every))
+			s.Newest = &newest
+		}
+		if last := lastMade(all, k.now()); !last.IsZero() {
+			due = last.Add(time.Duration(b.Every))
 		}
 		if b.Every > 0 {
 			s.Due = &due
@@ -224,6 +268,38 @@ func (k *Keeper) States() []State {
 		out = append(out, s)
 	}
 	return out
+}
+
+// list is list for a place that may not answer.
+func (k *Keeper) list(dir string) ([]Info, error) {
+	const patient = 5 * time.Second
+	a := k.accessTo(dir)
+	if a.calls.Stuck() > 0 {
+		return nil, fmt.Errorf("%s: %w", dir, patience.ErrSilent)
+	}
+	all, err := patience.Call(context.Background(), &a.calls, patient, 0, func(*patience.Pulse) ([]Info, error) { return list(dir) })
+	if errors.Is(err, patience.ErrSilent) {
+		err = fmt.Errorf("%s: %w", dir, err)
+	}
+	return all, err
+}
+
+// lastMade is when the newest backup was made. The clock may have been wrong then: a backup is called later than all before it, so that one of a day to come would put off all that
+// follow. So the time of its file counts, too, and what is of a day to come does not.
+func lastMade(all []Info, now time.Time) (last time.Time) {
+	for i := range all {
+		if at := earlier(all[i].Time, all[i].written); !at.After(now.Add(clockSlack)) && at.After(last) {
+			last = at
+		}
+	}
+	return last
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // Source is a place that is opened for each Fetch: it may come and go, as disks do.

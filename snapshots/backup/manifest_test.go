@@ -177,7 +177,7 @@ func TestKeeperMakesWhatIsDue(t *testing.T) {
 	}{{0, 0}, {time.Minute, 0}, {firstAfter, 1}, {time.Minute, 1}, {time.Hour, 2}, {30 * time.Minute, 2}, {time.Hour, 2}} {
 		now = now.Add(step.after)
 		before := now
-		k.look(t.Context())
+		look(t.Context(), k)
 		if got := count(); got != step.want {
 			t.Errorf("at %s there are %d backups, want %d", before, got, step.want)
 		}
@@ -190,11 +190,11 @@ func TestKeeperMakesWhatIsDue(t *testing.T) {
 	if err := os.Remove(filepath.Dir(bad)); err != nil {
 		t.Fatal(err)
 	}
-	if k.look(t.Context()); k.States()[1].Backups != 0 {
+	if look(t.Context(), k); k.States()[1].Backups != 0 {
 		t.Error("it tried again at once")
 	}
 	now = now.Add(retryAfter)
-	if k.look(t.Context()); k.States()[1].Backups != 1 || k.States()[1].LastError != "" {
+	if look(t.Context(), k); k.States()[1].Backups != 1 || k.States()[1].LastError != "" {
 		t.Errorf("%+v", k.States()[1])
 	}
 }

@@ -227,6 +227,8 @@ type Info struct {
 	Name  string    `json:"name"`
 	Time  time.Time `json:"time"`
 	Bytes int64     `json:"bytes"` // that its manifest takes
+
+	written time.Time // its manifest
 }
 
 // List returns the backups of the place, oldest first, by the names of their manifests.
@@ -256,7 +258,7 @@ func list(dir string) ([]Info, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, Info{Name: name, Time: at, Bytes: info.Size()})
+		out = append(out, Info{Name: name, Time: at, Bytes: info.Size(), written: info.ModTime()})
 	}
 	slices.SortFunc(out, func(a, b Info) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
