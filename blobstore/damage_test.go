@@ -125,6 +125,7 @@ func damages(t *testing.T, other []byte) map[string]func(p string, content []byt
 func TestDamagedFiles(t *testing.T) {
 	for _, mode := range []string{blobstore.ModeFile, blobstore.ModeHybrid} {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			dir := blobstoretest.TempDir(t)
 			s := openDir(t, dir, mode)
 			all := sampleBlobs(t, s)
@@ -302,6 +303,7 @@ func edits() []string {
 func TestDamagedRows(t *testing.T) {
 	for _, mode := range []string{blobstore.ModeDatabase, blobstore.ModeHybrid} {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			dir := blobstoretest.TempDir(t)
 			s := openDir(t, dir, mode)
 			all := sampleBlobs(t, s)

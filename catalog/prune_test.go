@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/blobstore/blobstoretest"
 	"holdfast/internal/sqldb"
 )
 
@@ -24,7 +25,7 @@ func testPolicy() Policy {
 func newPruneWorld(t *testing.T, seed uint64, change func(*Options)) *world {
 	w := &world{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), blobs: newMemBlobs()}
 	w.clk.step = int64(7 * time.Minute)
-	w.opt = testOptions(t, t.TempDir(), w.blobs)
+	w.opt = testOptions(t, blobstoretest.TempDir(t), w.blobs)
 	w.opt.Now = w.clk.read
 	w.opt.SegmentBytes = 64 << 10
 	if change != nil {
