@@ -20,9 +20,9 @@ type Conflict struct {
 	Ino  Ino
 	Path string // of the file then
 	Lost uint64 // number of the version that was buried
-	Won  uint64 // number of the version that came later, and holds
+	Won  uint64 // number of the version that came later, and holds; 0: see CommitReplaced
 	// Side is set in a strict directory: the later close failed, and what it wanted to save is the content of this inode, which has no name.
-	// Lost is then a version of Side, and Won the version of Ino that holds.
+	// Lost is then a version of Side, and Won the version of Ino that holds. It is also set when Won is 0.
 	Side   Ino
 	Time   Timestamp
 	LostBy Actor
@@ -70,6 +70,16 @@ func (c *Catalog) AddConflict(ctx context.Context, who Actor, x Conflict) error 
 // the mode, owner and attributes' directory of the file. cm is a change of all of the content. The conflict's LostBy and Won name the two
 // writers' side of it; its Side is filled. It returns the conflict as recorded.
 func (c *Catalog) CommitAside(ctx context.Context, who Actor, cm Commit, x Conflict) (Conflict, error) {
+	return c.commitAside(ctx, who, cm, x, false)
+}
+
+// CommitReplaced is CommitAside for what was written to a file that a restore or an undo has put cm.Ino in the place of. The conflict's WonBy is who did that, its Won
+// is 0.
+func (c *Catalog) CommitReplaced(ctx context.Context, who Actor, cm Commit, x Conflict) (Conflict, error) {
+	return c.commitAside(ctx, who, cm, x, true)
+}
+
+func (c *Catalog) commitAside(ctx context.Context, who Actor, cm Commit, x Conflict, replaced bool) (Conflict, error) {
 	if err := c.admit(ctx); err != nil {
 		return x, err
 	}
@@ -103,6 +113,9 @@ func (c *Catalog) CommitAside(ctx context.Context, who Actor, cm Commit, x Confl
 		t.p.unsynced = cm.UnsyncedBlobs
 		t.aboutInode(ctx, &file)
 		x.Side, x.Lost, x.Won, x.LostBy = side.Ino, side.Ver, file.Ver, t.p.rec.Actor
+		if replaced {
+			x.Won = 0
+		}
 		t.addConflict(x, ino)
 		t.set(side)
 		x = t.p.rec.Conflicts[0]

@@ -113,18 +113,25 @@ func structure(ctx context.Context, b blobstore.Rebuilder, repair bool) (s struc
 
 // soundness reports what structure found.
 func (c *checker) soundness(ctx context.Context, where string, s structural) error {
+	id := blobsDB
+	if where != "" {
+		id = secondID + blobsDB
+	}
 	switch {
 	case s.cause == nil:
+		c.e.unlist(ctx, id)
 		return nil
 	case !isDamage(s.cause):
 		return s.cause
 	case !s.rebuilt:
+		c.e.listOther(ctx, id, false, s.cause.Error())
 		return c.failed(ctx, c.e.result(Checksum, blobsDB, ""), where+s.cause.Error())
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	r := c.e.rebuiltResult(ctx, where, s.cause, s.err)
+	c.e.listOther(ctx, id, s.err == nil, r.Details)
 	c.sum.Failed++
 	if s.err == nil {
 		c.sum.Healed++

@@ -79,7 +79,18 @@ func (c *checker) stepCatalog(ctx context.Context, pos *position) error {
 	case err != nil:
 		return err
 	}
+	w := c.rows
+	if pos.Seq == 0 {
+		w.begin()
+	}
+	if len(found) > 0 {
+		w.whole = false
+	}
 	if pos.Seq = next; next == 0 {
+		if w.whole && !errors.Is(err, catalog.ErrReadOnly) {
+			c.e.unlist(ctx, catalogID)
+		}
+		w.whole = false
 		pos.next(phaseJournal)
 	}
 	if len(found) == 0 {
@@ -122,6 +133,7 @@ func (c *checker) catalogResult(ctx context.Context, f *catalog.Finding, more in
 		return c.fn(r) // mendCatalog has recorded it
 	}
 	c.e.note(ctx, &r)
+	c.e.listOther(ctx, catalogID, false, r.Details)
 	return c.fn(r)
 }
 
@@ -190,5 +202,8 @@ func (c *checker) journalDamage(ctx context.Context, d *journal.DamageError) err
 		}
 	}
 	c.e.note(ctx, &r)
+	if c.e.listOther(ctx, r.DataID, r.RecoverySuccessful, r.Details); !r.RecoverySuccessful && c.records.bad != nil {
+		c.records.bad[r.DataID] = true
+	}
 	return c.fn(r)
 }

@@ -32,13 +32,15 @@ type checker struct {
 	seen map[blobstore.Hash]bool // whether it is healthy
 
 	journal *catalog.JournalReport // of the one attempt to heal the journal
+
+	records, rows *walk // through the journal and catalog.db
 }
 
 func (e *Engine) newChecker(o CheckOptions, fn func(Result) error) *checker {
 	if e.vol.ReadOnly() {
 		o.Repair = false
 	}
-	return &checker{e: e, o: o, fn: fn, seen: make(map[blobstore.Hash]bool)}
+	return &checker{e: e, o: o, fn: fn, seen: make(map[blobstore.Hash]bool), records: new(walk), rows: new(walk)}
 }
 
 // Check makes the five checks of a file, or of every file below a directory, and calls fn with each result that failed (with o.Passed each), until fn returns an error, which
@@ -266,6 +268,7 @@ func (c *checker) freshBlob(ctx context.Context, p string, ref blobstore.Ref) (b
 		}
 	} else {
 		c.e.note(ctx, &r)
+		c.e.list(ctx, &damagedRow{dataID: r.DataID, size: ref.Size, root: ref.Root, since: c.e.now(), details: r.Details})
 	}
 	return r.Healthy(), c.fn(r)
 }
@@ -280,6 +283,7 @@ func (c *checker) chain(ctx context.Context, p string, ino catalog.Ino, deep boo
 	case err != nil:
 		return c.unreadable(ctx, p, id, err)
 	}
+	c.e.listVersions(ctx, id, &v)
 	if deep && v.n > 0 {
 		_, _, err := c.e.cat.VerifyVersions(ctx, ino, func(x catalog.VersionProblem) error {
 			if x.Kind == catalog.ProblemDigest || x.Kind == catalog.ProblemRecord { // the others were looked for above

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
@@ -70,7 +71,7 @@ func (e *Engine) unlist(ctx context.Context, dataID string) {
 	}
 }
 
-// forgetGone takes blobs off the list that nothing names any more.
+// forgetGone takes off the list what is not there any more: blobs that nothing names, and files.
 func (e *Engine) forgetGone(ctx context.Context) error {
 	e.mu.Lock()
 	var ids []string
@@ -79,19 +80,33 @@ func (e *Engine) forgetGone(ctx context.Context) error {
 	}
 	e.mu.Unlock()
 	for _, id := range ids {
-		h, err := blobstore.ParseHash(id)
-		if err != nil {
-			continue
+		there := true
+		var err error
+		if h, parseErr := blobstore.ParseHash(strings.TrimPrefix(id, secondID)); parseErr == nil {
+			_, there, err = e.cat.HasBlob(ctx, h)
+		} else if n, ok := strings.CutPrefix(id, inodeID); ok {
+			there, err = e.hasInode(ctx, n)
 		}
-		_, ok, err := e.cat.HasBlob(ctx, h)
 		if err != nil {
 			return err
 		}
-		if !ok {
+		if !there {
 			e.unlist(ctx, id)
 		}
 	}
 	return nil
+}
+
+func (e *Engine) hasInode(ctx context.Context, number string) (bool, error) {
+	n, err := strconv.ParseUint(number, 10, 64)
+	if err != nil {
+		return false, nil
+	}
+	_, err = e.cat.Get(ctx, catalog.Ino(n))
+	if errors.Is(err, catalog.ErrStale) || errors.Is(err, catalog.ErrNotExist) {
+		return false, nil
+	}
+	return true, err
 }
 
 // DamagedItem is what is known of one thing that waits for a person. catalog.ErrNotExist when it does not wait (any more).
@@ -143,8 +158,15 @@ func (e *Engine) describe(ctx context.Context, row *damagedRow) (Damaged, error)
 
 // ManualPage says in plain words what is broken, what was tried, and what to do.
 func ManualPage(d *Damaged) string {
+	if _, err := blobstore.ParseHash(d.DataID); err != nil {
+		return otherPage(d)
+	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "What is broken\n  The content %s (%d bytes) is damaged, and no intact copy of it was found.\n  Found: %s\n  Why: %s\n", d.DataID, d.Size, d.Since.Format(time.RFC3339), d.Details)
+	fmt.Fprintf(&b, "What is broken\n  The content %s (%d bytes) is damaged", d.DataID, d.Size)
+	if len(d.Tried) > 0 {
+		b.WriteString(", and no intact copy of it was found")
+	}
+	fmt.Fprintf(&b, ".\n  Found: %s\n  Why: %s\n", d.Since.Format(time.RFC3339), d.Details)
 	b.WriteString("\nWho has it\n")
 	if len(d.Paths) == 0 {
 		b.WriteString("  No file that is kept: it will go with the next thinning of the history.\n")
@@ -154,7 +176,7 @@ func ManualPage(d *Damaged) string {
 	}
 	b.WriteString("  Reads of the damaged part give an input/output error, never wrong bytes. Everything else can be read.\n\nWhat was tried\n")
 	if len(d.Tried) == 0 {
-		b.WriteString("  Nothing in the store could be tried: there was no other copy.\n")
+		b.WriteString("  Nothing yet, or there was no other copy. A read of it, the scrub and `holdfast check --repair` try.\n")
 	}
 	for i := range d.Tried {
 		a := &d.Tried[i]
@@ -178,6 +200,30 @@ func ManualPage(d *Damaged) string {
 	return b.String()
 }
 
+// otherPage is the page of what is no content.
+func otherPage(d *Damaged) string {
+	what, todo := d.DataID, "  holdfast check --all --repair tries again. holdfast backup create keeps what can be read.\n"
+	switch {
+	case d.DataID == catalogID:
+		what = "catalog.db, the index of the store, does not say what the journal says"
+		todo = "  See that there is room on the disk, then holdfast check --all --repair: the index is made anew from the journal.\n"
+	case d.DataID == blobsDB:
+		what = "blobs.db has a damaged structure"
+		todo = "  See that there is room on the disk, then holdfast check --all --repair: the database is made anew from the rows that can be read.\n"
+	case strings.HasPrefix(d.DataID, journalID):
+		what = "Records of the " + d.DataID + " and after cannot be read: who did it and why is not known any more. What came of it is in catalog.db"
+		todo = "  Contents and names are not lost by this. holdfast backup create keeps them elsewhere; if you have a copy of the file in journal/ that is named above, from\n" +
+			"  before the damage, end the mount, put it in its place, and holdfast check --all tells whether it is intact.\n"
+	case strings.HasPrefix(d.DataID, inodeID):
+		what = "The history of a file contradicts itself (" + d.DataID + ")"
+		todo = "  Its newest content can be read. holdfast log shows its versions, holdfast audit verify tells whether somebody has changed the journal.\n"
+	case strings.HasPrefix(d.DataID, secondID):
+		what = "The second copy of the content " + strings.TrimPrefix(d.DataID, secondID) + " is damaged, and cannot be written anew"
+		todo = "  The content itself can be read. See that the place of the second copies can be written, then holdfast check --all --repair.\n"
+	}
+	return fmt.Sprintf("What is broken\n  %s.\n  Found: %s\n  Why: %s\n\nWhat to do\n%s", what, d.Since.Format(time.RFC3339), d.Details, todo)
+}
+
 // Complete ends a recovery by hand: r yields the content that is missing. It is taken only if it is that content. catalog.ErrNotExist when nothing of that name waits,
 // ErrWrongContent.
 func (e *Engine) Complete(ctx context.Context, dataID string, r io.Reader) error {
@@ -187,7 +233,7 @@ func (e *Engine) Complete(ctx context.Context, dataID string, r io.Reader) error
 	}
 	h, err := blobstore.ParseHash(dataID)
 	if err != nil {
-		return fmt.Errorf("%w: %w", catalog.ErrInvalid, err)
+		return fmt.Errorf("%s: %w: it is no content that could be given; its page says what to do", dataID, catalog.ErrInvalid)
 	}
 	ref := blobstore.Ref{Hash: h, Size: row.size, Root: row.root}
 	if err := e.cat.Pin(ctx, h); err != nil {

@@ -237,6 +237,8 @@ func (c *checker) secondCopy(ctx context.Context, h blobstore.Hash) (int64, erro
 		if err != nil && ctx.Err() == nil {
 			c.sum.Skipped++
 			err = nil
+		} else if err == nil {
+			e.unlist(ctx, secondID+h.String())
 		}
 		return ref.Size, err
 	}
@@ -262,6 +264,7 @@ func (c *checker) secondCopy(ctx context.Context, h blobstore.Hash) (int64, erro
 		}
 	}
 	e.note(ctx, &r)
+	e.listOther(ctx, secondID+h.String(), r.RecoverySuccessful, r.Details)
 	return ref.Size, c.fn(r)
 }
 
@@ -299,6 +302,7 @@ func (e *Engine) mendSecond(ctx context.Context, ref blobstore.Ref, found []blob
 // stepJournal reads records: frames, hashes, and the chain from one to the next.
 func (c *checker) stepJournal(ctx context.Context, pos *position) error {
 	if pos.Seq == 0 {
+		c.records.begin()
 		headers, err := c.e.cat.JournalHeaders(ctx)
 		if err != nil {
 			return err
@@ -330,6 +334,7 @@ func (c *checker) stepJournal(ctx context.Context, pos *position) error {
 	if err != nil {
 		return c.unreadable(ctx, "", "journal", err)
 	}
+	c.e.journalEnds(ctx, c.records)
 	return nil
 }
 

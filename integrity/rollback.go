@@ -291,7 +291,7 @@ func (k *intact) since(ctx context.Context, ino catalog.Ino, at catalog.Seq, bef
 // the only thing left, is made whatever the policy is. catalog.ErrNotExist; ErrNotHealed when damage is left.
 func (e *Engine) Recover(ctx context.Context, p string, o RecoverOptions) (Recovery, error) {
 	p = path.Clean("/" + p)
-	rec := Recovery{Path: p, DryRun: o.DryRun}
+	rec := Recovery{Path: p, DryRun: o.DryRun, Attempts: []Attempt{}}
 	row, err := e.vol.Resolve(ctx, p)
 	if err != nil {
 		return rec, err

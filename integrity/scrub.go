@@ -32,6 +32,7 @@ type scrubRecord struct {
 	Bytes     int64      `json:"bytes"`
 	Found     int64      `json:"found"`
 	Healed    int64      `json:"healed"`
+	Skipped   int64      `json:"skipped,omitempty"` // could not be checked
 	LastCycle time.Time  `json:"last_cycle"`
 	Last      CycleTotal `json:"last"` // what the last whole cycle did
 	Held      ScrubState `json:"held"` // ScrubPaused or ScrubStopped; else empty
@@ -53,18 +54,18 @@ type Scrubber struct {
 	lastErr error
 	changed chan struct{} // closed at each change of what Status says of the state
 
-	turn chan struct{} // holds a token while somebody walks
+	records, rows walk // of the slices, which are made by one goroutine
 }
 
 func newScrubber(ctx context.Context, e *Engine) (*Scrubber, error) {
-	s := &Scrubber{e: e, changed: make(chan struct{}), turn: make(chan struct{}, 1)}
+	s := &Scrubber{e: e, changed: make(chan struct{})}
 	text, err := e.state.text(ctx, scrubKey)
 	if err != nil {
 		return nil, err
 	}
 	if text == "" || json.Unmarshal([]byte(text), &s.rec) != nil || !validPhase(s.rec.Pos.Phase) || s.rec.Cycle < 1 {
 		s.rec = scrubRecord{}
-		s.rec.begin(e.now())
+		s.rec.begin(e.now(), false)
 	}
 	return s, nil
 }
@@ -77,9 +78,13 @@ func validPhase(p string) bool {
 	return false
 }
 
-// begin begins the next cycle.
-func (r *scrubRecord) begin(now time.Time) {
-	*r = scrubRecord{Pos: position{Phase: phaseBlobs}, Cycle: r.Cycle + 1, Started: now.UTC(), Before: r.Started, LastCycle: r.LastCycle, Last: r.Last, Held: r.Held}
+// begin begins the next cycle. whole says that the one before has checked everything: what is not checked yet in the new one was checked after the beginning of the last that did.
+func (r *scrubRecord) begin(now time.Time, whole bool) {
+	before := r.Before
+	if whole {
+		before = r.Started
+	}
+	*r = scrubRecord{Pos: position{Phase: phaseBlobs}, Cycle: r.Cycle + 1, Started: now.UTC(), Before: before, LastCycle: r.LastCycle, Last: r.Last, Held: r.Held}
 }
 
 // signal tells those who wait that the state has changed. mu is held.
@@ -99,11 +104,12 @@ func (s *Scrubber) Start(ctx context.Context) error {
 		return ErrBusy
 	}
 	s.full, s.rec.Held = true, ""
-	s.rec.begin(s.e.now())
+	s.rec.begin(s.e.now(), false)
+	cycle := s.rec.Cycle
 	err := s.save(ctx)
 	s.signal()
 	s.mu.Unlock()
-	s.e.tell(EventScrub, "", "", fmt.Sprintf("scrub: cycle %d was asked for", s.rec.Cycle))
+	s.e.tell(EventScrub, "", "", fmt.Sprintf("scrub: cycle %d was asked for", cycle))
 	s.e.mu.Lock()
 	started := s.e.started
 	s.e.mu.Unlock()
@@ -324,6 +330,7 @@ func (s *Scrubber) slice(ctx context.Context, full bool) error {
 	}
 	pause := s.e.pace(active, calm)
 	c := s.e.newChecker(CheckOptions{Repair: true}, func(Result) error { return nil })
+	c.records, c.rows = &s.records, &s.rows
 	began, total := time.Now(), int64(0)
 	for {
 		before := c.sum
@@ -359,6 +366,7 @@ func (s *Scrubber) advance(ctx context.Context, cycle int64, pos *position, befo
 	r.Bytes += sum.Bytes - before.Bytes
 	r.Found += sum.Failed - before.Failed
 	r.Healed += sum.Healed - before.Healed
+	r.Skipped += sum.Skipped - before.Skipped
 	if took > 0 {
 		s.rate = float64(sum.Bytes) / took.Seconds()
 	}
@@ -367,7 +375,7 @@ func (s *Scrubber) advance(ctx context.Context, cycle int64, pos *position, befo
 		s.e.tell(EventScrub, "", "", fmt.Sprintf("scrub: cycle %d has ended: %d blobs, %d bytes, %d damaged, %d of them healed", r.Cycle, r.Blobs, r.Bytes, r.Found, r.Healed))
 		r.LastCycle = now.UTC()
 		r.Last = CycleTotal{Cycle: r.Cycle, Began: r.Started, Blobs: r.Blobs, Bytes: r.Bytes, Found: r.Found, Healed: r.Healed, Made: r.Pos.Made}
-		r.begin(now)
+		r.begin(now, r.Skipped == 0)
 		s.behind = false
 		if full {
 			s.full = false

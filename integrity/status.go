@@ -18,6 +18,7 @@ func (e *Engine) Status(ctx context.Context) (Status, error) {
 		query string
 	}{
 		{&out.Damaged, "SELECT count(*) FROM damaged"},
+		{&out.Others, "SELECT count(*) FROM damaged WHERE length(data_id) != 64"},
 		{&out.Failures, "SELECT count(*) FROM failures"},
 		{&out.Recovered, "SELECT count(*) FROM failures WHERE successful = 1"},
 	} {
@@ -66,7 +67,7 @@ func (s *Status) line() string {
 	}
 	var parts []string
 	if s.Damaged > 0 {
-		parts = append(parts, fmt.Sprintf("%d contents are damaged and wait for you (see .integrity/manual)", s.Damaged))
+		parts = append(parts, s.listed())
 	}
 	if s.Degraded {
 		parts = append(parts, "degraded: second copies cannot be written ("+s.DegradedWhy+")")

@@ -224,7 +224,8 @@ type Status struct {
 	Healthy      bool        `json:"healthy"`
 	Summary      string      `json:"summary"` // one line
 	Time         time.Time   `json:"time"`
-	Damaged      int64       `json:"damaged"`  // waits for a person
+	Damaged      int64       `json:"damaged"`  // waits for a person, or was found by a check that was not to repair
+	Others       int64       `json:"others"`   // of these, what is no content: journal, catalog, history, second copies
 	Failures     int64       `json:"failures"` // ever found
 	Recovered    int64       `json:"recovered"`
 	Degraded     bool        `json:"degraded"`

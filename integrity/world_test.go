@@ -290,3 +290,26 @@ func damages() []damage {
 		{"deleted", false, func([]byte) []byte { return nil }},
 	}
 }
+
+// appended makes a file of n versions, and returns its inode.
+func (w *world) appended(p string, n int) catalog.Ino {
+	w.t.Helper()
+	ctx := context.Background()
+	w.put(p, noise(1, 100))
+	row, err := w.vol.Resolve(ctx, p)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for i := 1; i < n; i++ {
+		h, err := w.vol.OpenFile(ctx, actor(), row.Ino, volume.OpenFlags{Write: true})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		_, err = h.WriteAt(ctx, noise(uint64(i), 100), int64(100*i), volume.WriteFlags{})
+		if err := errors.Join(err, h.Flush(ctx)); err != nil {
+			w.t.Fatal(err)
+		}
+		h.Close(ctx)
+	}
+	return row.Ino
+}

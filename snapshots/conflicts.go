@@ -168,7 +168,7 @@ func (c conflictsDir) entries(ctx context.Context, x catalog.Conflict, index uin
 	}
 	cookie := conflictFirst + uint64(x.Seq)<<conflictShift + index
 	text := conflictText{
-		Path: strings.ToValidUTF8(x.Path, "?"), Inode: x.Ino, Time: time.Unix(0, x.Time).UTC(), Record: x.Seq, Strict: x.Side != 0,
+		Path: strings.ToValidUTF8(x.Path, "?"), Inode: x.Ino, Time: time.Unix(0, x.Time).UTC(), Record: x.Seq, Strict: x.Side != 0 && x.Won != 0,
 		Lost: writerOf(x.Lost, x.LostBy), Won: writerOf(x.Won, x.WonBy),
 	}
 	var content []catalog.DirEntry

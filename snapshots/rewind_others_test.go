@@ -314,3 +314,71 @@ func TestBesideWhatIsThinned(t *testing.T) {
 	p.left(r, "/beats by ", "/beats/last by ", "/beats/now by ")
 	p.want("/d/plan", "plan", "/d/mess", "none", "/beats/now", "4", "/beats/last", "z")
 }
+
+// TestOpenFileIsPutBack: an agent has files open that another one puts back to what they were. What it writes from then on is kept beside the restored files; what it
+// had written before is in their history, and nothing is kept of who has not written.
+func TestOpenFileIsPutBack(t *testing.T) {
+	p := newPast(t)
+	ctx := t.Context()
+	large := strings.Repeat("0123456789abcdef", 20_000)
+	p.mkdir("b", "/d")
+	for _, f := range []string{"/d/log", "/d/large", "/d/idle"} {
+		p.write("b", f, "old")
+	}
+	at, since := p.now(), p.since()
+	for _, f := range []string{"/d/log", "/d/large", "/d/idle"} {
+		p.write("evil", f, "spoiled")
+	}
+	handles := make(map[string]*volume.Handle)
+	for _, f := range []string{"/d/log", "/d/large", "/d/idle"} {
+		row, err := p.vol.Resolve(ctx, f)
+		p.ok(err)
+		h, err := p.vol.OpenFile(ctx, agent("writer"), row.Ino, volume.OpenFlags{Read: true, Write: true})
+		p.ok(err)
+		handles[f] = h
+	}
+	add := func(f, text string, off int64) {
+		_, err := handles[f].WriteAt(ctx, []byte(text), off, volume.WriteFlags{})
+		p.ok(err)
+		p.ok(handles[f].Flush(ctx)) // a duplicate of the descriptor was closed
+	}
+	// A dry run, and one that fails, put nothing in its place.
+	_, err := Restore{Path: "/d", At: at, DryRun: true}.Run(ctx, p.vol, agent("ann"))
+	p.ok(err)
+	p.undo(Undo{Agent: "evil", Since: since})
+	add("/d/log", " one", 7)
+	add("/d/log", " two", 11)
+	p.restore(Restore{Path: "/d", At: at}) // nothing is to be done any more
+	add("/d/large", large, 7)
+	p.want("/d/log", "old", "/d/large", "old", "/d/idle", "old")
+	for _, h := range handles {
+		h.Close(ctx)
+	}
+	p.want("/d/log", "old", "/d/large", "old", "/d/idle", "old")
+	list, err := p.vol.Conflicts(ctx, 0, 100)
+	p.ok(err)
+	got := make(map[string]catalog.Conflict)
+	for _, x := range list {
+		got[x.Path] = x
+	}
+	if len(list) != 2 || len(got) != 2 {
+		t.Fatalf("conflicts: %+v", list)
+	}
+	for f, want := range map[string]string{"/d/log": "spoiled one two", "/d/large": "spoiled" + large} {
+		x := got[f]
+		now, err := p.vol.Resolve(ctx, f)
+		p.ok(err)
+		if x.Ino != now.Ino || x.Side == 0 || x.Won != 0 || x.LostBy.Agent != "writer" || x.WonBy.Agent == "" {
+			t.Errorf("%s: %+v", f, x)
+		}
+		h, err := p.vol.OpenPast(ctx, x.Side, x.Seq)
+		p.ok(err)
+		buf := make([]byte, len(want)+10)
+		n, err := h.ReadAt(ctx, buf, 0)
+		p.ok(err)
+		h.Close()
+		if string(buf[:n]) != want {
+			t.Errorf("%s: %d bytes are kept, want %d", f, n, len(want))
+		}
+	}
+}

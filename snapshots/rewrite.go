@@ -425,6 +425,12 @@ func (w *rewrite) create(b *binding, dir catalog.Ino) error {
 	}
 	row, err := copyInode(w.ctx, w.vol, w.tx, b.want, at, dir, b.name)
 	w.fresh[b.want] = row.Ino
+	if w.renew[b.want] {
+		if w.touched.Replaced == nil {
+			w.touched.Replaced = make(map[catalog.Ino]catalog.Ino)
+		}
+		w.touched.Replaced[b.want] = row.Ino
+	}
 	return err
 }
 

@@ -29,7 +29,7 @@ type File interface {
 	io.Closer
 	Size() (int64, error)
 	Truncate(size int64) error
-	// Datasync makes content and size durable (fdatasync).
+	// Datasync makes content and size durable (fdatasync). errRemoved: it has, but no name leads to the file any more.
 	Datasync() error
 }
 
@@ -86,6 +86,26 @@ func (f osFile) Size() (int64, error) {
 	return st.Size(), nil
 }
 
+// errRemoved: somebody has removed the file; what is written to it is gone once it is closed.
+var errRemoved = errors.New("the file has been removed while it was open")
+
+// named is errRemoved when no name leads to the file.
+func (f osFile) named() error {
+	var st unix.Stat_t
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var statErr error
+	if err := raw.Control(func(fd uintptr) { statErr = unix.Fstat(int(fd), &st) }); err != nil {
+		return err
+	}
+	if statErr == nil && st.Nlink == 0 {
+		return errRemoved
+	}
+	return statErr
+}
+
 func (f osFile) Datasync() error {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -101,6 +121,9 @@ func (f osFile) Datasync() error {
 	})
 	if err == nil {
 		err = syncErr
+	}
+	if err == nil {
+		err = f.named()
 	}
 	if err != nil {
 		return &fs.PathError{Op: "fdatasync", Path: f.Name(), Err: err}

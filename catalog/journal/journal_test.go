@@ -365,3 +365,21 @@ func TestConcurrentAppendSyncReplay(t *testing.T) {
 		t.Fatal(n, err)
 	}
 }
+
+// TestRemovedSegment: records in a file that somebody has removed are not durable, and nobody is told that they are.
+func TestRemovedSegment(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "journal")
+	l := mustOpen(t, Options{Dir: dir})
+	mustAppend(t, l, 1, 3)
+	mustSync(t, l)
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, l, 4, 5)
+	if err := l.Sync(t.Context()); !errors.Is(err, ErrPoisoned) || !errors.Is(err, errRemoved) || l.Synced() != 3 {
+		t.Fatalf("Sync: %v; durable up to %d", err, l.Synced())
+	}
+	if _, _, err := l.Append(0, nil); !errors.Is(err, ErrPoisoned) {
+		t.Fatalf("Append: %v", err)
+	}
+}

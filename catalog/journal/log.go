@@ -264,7 +264,11 @@ func (l *Log) syncRound() {
 	}
 	s.users++
 	l.mu.Unlock()
-	if err := s.datasync(); err != nil {
+	err := s.datasync()
+	if errors.Is(err, errRemoved) && !l.writes(s) {
+		err = nil // it was ended meanwhile, synced by that, and compacted
+	}
+	if err != nil {
 		_ = l.fail(err) // whoever appends or syncs next is told
 	} else {
 		l.advance(last)
@@ -272,6 +276,13 @@ func (l *Log) syncRound() {
 	l.mu.Lock()
 	l.release(s)
 	l.mu.Unlock()
+}
+
+// writes reports whether records are appended to s.
+func (l *Log) writes(s *segment) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.cur == s
 }
 
 // Last returns the number and chain hash of the newest record. Before the first record these are 0 and the chain's beginning.

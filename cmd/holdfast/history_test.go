@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -364,5 +365,35 @@ func TestMistakesOfTheCaller(t *testing.T) {
 	}
 	if len(names) != 5 {
 		t.Errorf("5 snapshots without a name are %v", names)
+	}
+}
+
+// TestInterruptedInTheMiddleOfAnAnswer: the daemon's answer breaks off in the middle of a line when the command is interrupted; that is no damage to it.
+func TestInterruptedInTheMiddleOfAnAnswer(t *testing.T) {
+	p := newPlace(t)
+	p.mount()
+	as(t, "ann", p.dir+"/logs", `for i in $(seq 1500); do echo $i > a-file-with-a-name-of-some-length; done`)
+	cmd := command(t, "log", "--since", "1h", "--json", p.dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var first [1]byte // it has begun; the pipe does not hold all that there is
+	if _, err := io.ReadFull(out, first[:]); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, out); err != nil {
+		t.Fatal(err)
+	}
+	if code := exitOf(t, cmd.Wait(), cmd.Args); code != exitInterrupted || !strings.Contains(said.String(), "interrupted") {
+		t.Errorf("exit code %d, %s", code, said.String())
 	}
 }

@@ -229,7 +229,7 @@ func (e *env) awaitScrub(ctx context.Context, c *cli.Context, ops control.Ops, w
 	if err != nil {
 		return err
 	}
-	if s.Damaged > 0 || s.CatalogError != "" {
+	if s.Damaged > 0 || s.CatalogError != "" || st.Last.Found > st.Last.Healed {
 		return fmt.Errorf("%w: %s", errDamageFound, s.Summary)
 	}
 	return nil

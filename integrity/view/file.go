@@ -83,7 +83,16 @@ func (t *Tree) known(ino catalog.Ino, age time.Duration) []byte {
 	return nil
 }
 
-func (t *Tree) keep(ino catalog.Ino, b []byte) {
+func (t *Tree) keep(ino catalog.Ino, b []byte) { t.keepOf(ino, b, 0) }
+
+// isOf says whether what is kept is about that version of a file.
+func (t *Tree) isOf(ino catalog.Ino, ver uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.texts[ino].ver == ver
+}
+
+func (t *Tree) keepOf(ino catalog.Ino, b []byte, ver uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for old := range t.texts {
@@ -92,7 +101,7 @@ func (t *Tree) keep(ino catalog.Ino, b []byte) {
 		}
 		delete(t.texts, old)
 	}
-	t.texts[ino] = text{b, t.o.Now()}
+	t.texts[ino] = text{b, t.o.Now(), ver}
 }
 
 // text makes one of the small fixed files, unless it was made a moment ago.
@@ -167,49 +176,52 @@ func (t *Tree) mirrorText(ctx context.Context, kind int, ino catalog.Ino) ([]byt
 		if err != nil {
 			return nil, err
 		}
-		if bytes.HasSuffix(b, versionMark(kind, row.Ver)) || kind == kindProof {
+		if t.isOf(node, row.Ver) {
 			return b, nil
 		}
 	}
-	b, err := t.makeMirror(ctx, kind, ino)
+	b, ver, err := t.makeMirror(ctx, kind, ino)
 	if err != nil {
 		return nil, err
 	}
-	t.keep(node, b)
+	t.keepOf(node, b, ver)
 	return b, nil
 }
 
-// versionMark ends the checks of a file: they are stale when it has another version.
-func versionMark(kind int, ver uint64) []byte {
-	if kind != kindCheck {
-		return nil
+// makeMirror returns the text, and the version of the file that it is about.
+func (t *Tree) makeMirror(ctx context.Context, kind int, ino catalog.Ino) ([]byte, uint64, error) {
+	row, err := t.o.Store.Get(ctx, ino)
+	if err != nil {
+		return nil, 0, err
 	}
-	return fmt.Appendf(nil, ",\"version\":%d}\n", ver)
+	if kind == kindProof {
+		b, err := t.makeProof(ctx, &row)
+		return b, row.Ver, err
+	}
+	b, err := t.makeChecks(ctx, &row)
+	return b, row.Ver, err
 }
 
-func (t *Tree) makeMirror(ctx context.Context, kind int, ino catalog.Ino) ([]byte, error) {
-	row, err := t.o.Store.Get(ctx, ino)
+func (t *Tree) makeProof(ctx context.Context, row *catalog.Inode) ([]byte, error) {
+	if row.Ver == 0 {
+		return nil, fmt.Errorf("%w: it has no version yet", catalog.ErrNotExist)
+	}
+	list, err := t.o.Store.VersionRange(ctx, row.Ino, row.Ver, row.Ver+1)
 	if err != nil {
 		return nil, err
 	}
-	if kind == kindProof {
-		if row.Ver == 0 {
-			return nil, fmt.Errorf("%w: it has no version yet", catalog.ErrNotExist)
-		}
-		list, err := t.o.Store.VersionRange(ctx, ino, row.Ver, row.Ver+1)
-		if err != nil {
-			return nil, err
-		}
-		if len(list) != 1 {
-			return nil, fmt.Errorf("version %d: %w", row.Ver, catalog.ErrDamaged)
-		}
-		p, err := t.o.Audit.Prove(ctx, list[0].Seq)
-		if err != nil {
-			return nil, err
-		}
-		return p.Text(), nil
+	if len(list) != 1 {
+		return nil, fmt.Errorf("version %d: %w", row.Ver, catalog.ErrDamaged)
 	}
-	p, err := t.pathOf(ctx, ino)
+	p, err := t.o.Audit.Prove(ctx, list[0].Seq)
+	if err != nil {
+		return nil, err
+	}
+	return p.Text(), nil
+}
+
+func (t *Tree) makeChecks(ctx context.Context, row *catalog.Inode) ([]byte, error) {
+	p, err := t.pathOf(ctx, row.Ino)
 	if err != nil {
 		return nil, err
 	}
@@ -227,12 +239,11 @@ func (t *Tree) makeMirror(ctx context.Context, kind int, ino catalog.Ino) ([]byt
 	if err != nil {
 		return nil, err
 	}
-	line, err := json.Marshal(map[string]any{"summary": sum, "healthy": sum.Healthy()})
+	line, err := jsonLine(map[string]any{"summary": sum, "healthy": sum.Healthy(), "version": row.Ver})
 	if err != nil {
 		return nil, err
 	}
-	b.Write(bytes.TrimSuffix(line, []byte("}")))
-	b.Write(versionMark(kind, row.Ver))
+	b.Write(line)
 	return b.Bytes(), nil
 }
 

@@ -80,8 +80,9 @@ type Tree struct {
 
 // text is a file that was made, for as long as it counts as fresh.
 type text struct {
-	b  []byte
-	at time.Time
+	b   []byte
+	at  time.Time
+	ver uint64 // of the file that it is about
 }
 
 const (

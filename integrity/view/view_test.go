@@ -570,3 +570,34 @@ func TestEventsWait(t *testing.T) {
 		t.Errorf("at the end: %d, %v", n, err)
 	}
 }
+
+// TestProofIsOfTheNewestVersion reads the proof of a file, which becomes another version right after that.
+func TestProofIsOfTheNewestVersion(t *testing.T) {
+	w := newWorld(t)
+	keys, err := audit.ParseKeys(w.log.PublicKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.put("/tasks/plan", "1")
+	ino := w.walk("proof/tasks/plan").Ino & thisMask
+	for version := uint64(1); version < 4; version++ {
+		if version > 1 {
+			h, err := w.vol.OpenFile(t.Context(), catalog.Actor{Agent: "agent-1"}, ino, volume.OpenFlags{Write: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = h.WriteAt(t.Context(), []byte(fmt.Sprint(version)), 0, volume.WriteFlags{})
+			if err := errors.Join(err, h.Flush(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			h.Close(t.Context())
+		}
+		p, err := audit.ParseProof([]byte(w.cat("proof/tasks/plan")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := p.Check(keys); err != nil || len(got.Entries) != 1 || got.Entries[0].Version != version {
+			t.Errorf("the newest version is %d, proved is %+v (%v)", version, got, err)
+		}
+	}
+}

@@ -162,6 +162,9 @@ func items[T any](ctx context.Context, c *Client, q request, body io.Reader, fn 
 	for sc.Scan() {
 		var l line[T]
 		if err := json.Unmarshal(bytes.TrimSpace(sc.Bytes()), &l); err != nil {
+			if cut := sc.Err(); cut != nil { // in the middle of a line
+				return c.broken(ctx, cut)
+			}
 			return fmt.Errorf("%s: the daemon's answer does not parse: %w", c.store, err)
 		}
 		switch {

@@ -292,10 +292,8 @@ func (db *DB) openConn(write bool) (*Conn, error) {
 		raw.Close()
 		return nil, err
 	}
-	if err := raw.SetDefensive(true); err != nil {
-		raw.Close()
-		return nil, mapErr(db.opt.Path, err)
-	}
+	// Not raw.SetDefensive: in v1.4.2 it passes sqlite3_db_config one argument too few, and SQLite writes through what it finds in the place of the missing pointer: into the next
+	// free piece of the heap that all connections share, where it has changed values that were bound, so that a row that was there was not found. All SQL is ours.
 	if !db.opt.ReadOnly {
 		// SQLite keeps another mode, without an error, where it cannot share memory.
 		st := c.Prep("PRAGMA journal_mode")

@@ -481,3 +481,51 @@ func BenchmarkWriteOneRow(b *testing.B) {
 		}
 	}
 }
+
+// What is bound is what a statement sees, whatever other connections do at the time: they share one heap. (A switch of a connection wrote through an argument that was not
+// there, into whatever was allocated next.)
+func TestConnectionsLeaveBoundValuesAlone(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	var opening sync.WaitGroup
+	defer opening.Wait()
+	defer stop()
+	for i := range 2 {
+		dir := t.TempDir()
+		opening.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				db, err := Open(context.Background(), Options{Path: filepath.Join(dir, fmt.Sprintf("%d-%d.db", i, n%4)), Schema: "CREATE TABLE t (k)", Version: 1})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := db.Close(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	db, err := Open(ctx, Options{Path: filepath.Join(t.TempDir(), "a.db"), Schema: "CREATE TABLE t (k)", Version: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var got []byte
+	for n := range 50_000 {
+		want := fmt.Appendf(nil, "value %09d", n)
+		err := db.Read(ctx, func(c *Conn) error {
+			st := c.Prep("SELECT ?").BindBytes(1, want)
+			if _, err := st.Step(); err != nil {
+				return err
+			}
+			got = st.AppendBytes(got[:0], 0)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatalf("round %d: %q was bound, and %q is what the statement sees", n, want, got)
+		}
+	}
+}

@@ -60,6 +60,9 @@ func (f *file) commitLocked(ctx context.Context, kind commitKind, h *Handle) err
 		return err
 	}
 	if row.Nlink == 0 {
+		if kind == commitClose {
+			return f.keepReplaced(ctx, row)
+		}
 		return nil // without a name there is nothing to make a version of; the handles go on with what is staged
 	}
 	level, err := f.v.cat.Level(ctx, f.ino)

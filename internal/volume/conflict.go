@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"path"
@@ -277,18 +278,9 @@ func (f *file) firstChange(ctx context.Context, s span, keep int64) (int64, erro
 
 // commitAside keeps what is staged beside the file, and gives it up: the file is what the others made of it. mu is held.
 func (f *file) commitAside(ctx context.Context, cm catalog.Commit, c contest, row catalog.Inode) error {
-	if err := f.load(ctx); err != nil {
+	if err := f.whole(ctx, &cm, row.Size); err != nil {
 		return err
 	}
-	all := spanMap{f.base.tree.Copy()}
-	all.truncate(min(row.Size, f.limit))
-	all.apply(cm.Splice)
-	all.truncate(cm.Size)
-	cm.Splice = catalog.Splice{Cut: 0}
-	all.walk(0, cm.Size, func(s span) bool {
-		cm.Splice.Extents = append(cm.Splice.Extents, s.extent())
-		return true
-	})
 	x, err := f.v.cat.CommitAside(ctx, c.who, cm, *c.record)
 	if err != nil {
 		return err
@@ -300,6 +292,65 @@ func (f *file) commitAside(ctx context.Context, cm catalog.Commit, c contest, ro
 	c.by.base, c.by.buried = row.Ver, nil
 	f.v.forgetCached(f.ino, row.Parent, path.Base(x.Path))
 	return fmt.Errorf("%s: %w; what was to be saved is the content of conflict %d", x.Path, ErrConflict, x.Side)
+}
+
+// whole makes cm, which plan has made, a change of all of the content; oldSize is the committed size. mu is held.
+func (f *file) whole(ctx context.Context, cm *catalog.Commit, oldSize int64) error {
+	if err := f.load(ctx); err != nil {
+		return err
+	}
+	all := spanMap{f.base.tree.Copy()}
+	all.truncate(min(oldSize, f.limit))
+	all.apply(cm.Splice)
+	all.truncate(cm.Size)
+	cm.Splice = catalog.Splice{Cut: 0}
+	all.walk(0, cm.Size, func(s span) bool {
+		cm.Splice.Extents = append(cm.Splice.Extents, s.extent())
+		return true
+	})
+	return nil
+}
+
+// keepReplaced keeps, at the end of a handle, what was written to a file after a restore or an undo has put another one in its place: beside that one, as a
+// conflict. It stays staged, for the other handles. mu is held.
+func (f *file) keepReplaced(ctx context.Context, row catalog.Inode) error {
+	by, ok := f.v.replacementOf(f.ino)
+	if !ok || f.keptLast == f.changedLast.Load() {
+		return nil
+	}
+	now, err := f.v.cat.Get(ctx, by.ino)
+	if errors.Is(err, catalog.ErrStale) || err == nil && now.Nlink == 0 {
+		return nil // it has gone as well
+	}
+	if err != nil {
+		return err
+	}
+	level, err := f.v.cat.Level(ctx, by.ino)
+	if err != nil {
+		return err
+	}
+	durable := level == catalog.LevelCritical
+	cm, pinned, err := f.plan(ctx, level, durable)
+	defer func() { f.v.cat.Unpin(pinned...) }()
+	if err != nil {
+		return err
+	}
+	if err := f.whole(ctx, &cm, row.Size); err != nil {
+		return err
+	}
+	cm.Ino = by.ino
+	x, err := f.v.cat.CommitReplaced(ctx, f.who, cm, catalog.Conflict{WonBy: by.who})
+	if err != nil {
+		return err
+	}
+	f.keptLast = f.changedLast.Load()
+	f.v.beginCopies(ctx, commitIdle, level, &cm)()
+	f.v.log.Warn("a file was open when another was put in its place; what was written to it since is the content of a conflict",
+		"path", x.Path, "agent", x.LostBy.Agent, "put by", x.WonBy.Agent, "inode", x.Side)
+	if durable {
+		return f.v.cat.Sync(ctx)
+	}
+	return nil
 }
 
 // forgetCached makes the kernel forget what it has cached of a file, soon: it may be waiting for the answer to a request right now.

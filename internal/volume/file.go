@@ -26,6 +26,7 @@ type file struct {
 	// changedSince is when the oldest change that is not committed was made, in Unix nanoseconds; 0 when there is none.
 	changedSince atomic.Int64
 	changedLast  atomic.Int64 // when the newest of them was made
+	keptLast     int64        // the changedLast that keepReplaced has kept; guarded by mu
 
 	mu     sync.RWMutex
 	loaded bool    // base holds the committed content
@@ -73,6 +74,7 @@ func (v *Volume) forget(f *file) {
 	gone := f.refs == 0 && v.files[f.ino] == f && (removed || f.changedSince.Load() == 0)
 	if gone {
 		delete(v.files, f.ino)
+		delete(v.replaced, f.ino)
 	}
 	v.mu.Unlock()
 	if gone {

@@ -78,6 +78,7 @@ type Volume struct {
 
 	mu          sync.RWMutex
 	files       map[catalog.Ino]*file
+	replaced    map[catalog.Ino]replacement // of files that are open
 	invalidator Invalidator
 
 	staged  atomic.Int64 // bytes staged in memory, over all files
@@ -107,7 +108,7 @@ func open(ctx context.Context, opt Options, s Settings) (_ *Volume, err error) {
 	}
 	v := &Volume{
 		dir: dir, settings: s, readOnly: opt.ReadOnly, log: opt.Log,
-		files:   make(map[catalog.Ino]*file),
+		files: make(map[catalog.Ino]*file), replaced: make(map[catalog.Ino]replacement),
 		buffers: sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }},
 	}
 	defer func() {
