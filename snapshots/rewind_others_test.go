@@ -95,6 +95,23 @@ func TestUndoLeavesTheWorkOfOthers(t *testing.T) {
 }
 
 // TestUndoIntoADirectoryMadeAnew: files of a directory that was removed come back beside what others have put into a new one of that name.
+// TestUndoInADirectoryThatIsGone: what cannot come back, since another agent has removed the directory that it was in, is reported under the path that it had.
+func TestUndoInADirectoryThatIsGone(t *testing.T) {
+	p := newPast(t)
+	p.mkdir("b", "/top")
+	p.mkdir("b", "/top/d")
+	p.write("b", "/top/d/gone", "old")
+	p.write("b", "/top/d/kept", "old")
+	since := p.since()
+	p.remove("evil", "/top/d/gone")
+	p.remove("c", "/top/d")
+	p.mkdir("c", "/top/other")
+	for _, path := range []string{"/", "/top", "/top/d"} {
+		p.left(p.undo(Undo{Agent: "evil", Since: since, Path: path}), "/top/d/gone by ")
+	}
+	p.want("/top/d/gone", "none")
+}
+
 func TestUndoIntoADirectoryMadeAnew(t *testing.T) {
 	p := newPast(t)
 	p.mkdir("b", "/d")

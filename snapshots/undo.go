@@ -314,7 +314,7 @@ func (d *decider) pathOf(dir catalog.Ino, depth int) (string, error) {
 			var err error
 			p, err = d.vol.Path(d.ctx, dir)
 			if errors.Is(err, catalog.ErrNotExist) || errors.Is(err, catalog.ErrStale) {
-				p, err = fmt.Sprintf("/(removed directory %d)", dir), nil
+				p, err = d.formerPath(dir)
 			}
 			if err != nil {
 				return "", err
@@ -323,6 +323,22 @@ func (d *decider) pathOf(dir catalog.Ino, depth int) (string, error) {
 	}
 	d.paths[dir] = p
 	return p, nil
+}
+
+// formerPath is the path that a directory, which is gone and stays so, had before the changes.
+func (d *decider) formerPath(dir catalog.Ino) (string, error) {
+	at := d.c.start - 1
+	row, err := d.vol.GetAt(d.ctx, dir, at)
+	if err == nil && row.Nlink > 0 {
+		var p string
+		if p, err = (&differ{ctx: d.ctx, vol: d.vol}).pathAt(row, at); err == nil {
+			return p, nil
+		}
+	}
+	if err != nil && !errors.Is(err, catalog.ErrStale) && !errors.Is(err, catalog.ErrThinned) {
+		return "", err
+	}
+	return fmt.Sprintf("/(removed directory %d)", dir), nil // it is younger, or nobody knows any more
 }
 
 // settle takes bindings back that cannot be, or would take away what others made, until no more have to be.

@@ -495,3 +495,31 @@ func TestWholeOutputOrError(t *testing.T) {
 		t.Error("cat to a reader that went away succeeded")
 	}
 }
+
+// TestLongNames: get works with names that are as long as can be.
+func TestLongNames(t *testing.T) {
+	p := newPlace(t)
+	name := strings.Repeat("n", 255)
+	if r := runWith(t, "text", "put", "-", p.store+":/tasks/"+name); r.code != exitOK {
+		t.Fatal(r)
+	}
+	to := t.TempDir()
+	ok(t, "get", p.store+":/tasks/"+name, filepath.Join(to, name))
+	wantText(t, "the copy", read(t, filepath.Join(to, name)), "text")
+	fails(t, exitFailure, []string{filepath.Join(to, "none", "x") + ": "}, "get", p.store+":/tasks/"+name, filepath.Join(to, "none", "x"))
+	if left, err := os.ReadDir(to); err != nil || len(left) != 1 {
+		t.Errorf("%v, %v", left, err)
+	}
+}
+
+// TestStatusOfADeadMount: the mount of a killed daemon still says which store it is of.
+func TestStatusOfADeadMount(t *testing.T) {
+	p := newPlace(t)
+	pid := p.mount()
+	kill(t, pid, syscall.SIGKILL)
+	gone(t, pid)
+	if out := ok(t, "status", p.dir); !strings.Contains(out, p.store) {
+		t.Errorf("status says\n%s", out)
+	}
+	ok(t, "umount", p.dir)
+}

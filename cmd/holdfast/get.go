@@ -109,10 +109,13 @@ func save(dest string, mode fs.FileMode, fill func(io.Writer) (int64, error)) (n
 
 func create(dest string, mode fs.FileMode) (*os.File, error) {
 	for i := 0; ; i++ {
-		name := fmt.Sprintf("%s.holdfast-%d-%d", dest, os.Getpid(), i)
+		name := filepath.Join(filepath.Dir(dest), fmt.Sprintf(".holdfast-%d-%d", os.Getpid(), i)) // dest may be as long as a name can be
 		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-		if !errors.Is(err, fs.ErrExist) {
-			return f, err
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("write %s: %w", dest, err)
+		}
+		if err == nil {
+			return f, nil
 		}
 	}
 }

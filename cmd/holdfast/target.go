@@ -72,7 +72,8 @@ func isStore(dir string) bool {
 		return false
 	}
 	_, err := volume.ReadSettings(dir)
-	return !errors.Is(err, volume.ErrNoStore) && !errors.Is(err, os.ErrPermission) && !errors.Is(err, os.ErrInvalid)
+	return !errors.Is(err, volume.ErrNoStore) && !errors.Is(err, os.ErrPermission) && !errors.Is(err, os.ErrInvalid) &&
+		!errors.Is(err, unix.ENOTCONN) // a mount whose daemon was killed
 }
 
 func (t target) in(store, path string) (target, error) {
