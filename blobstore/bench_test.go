@@ -1,6 +1,7 @@
 package blobstore_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -201,5 +203,69 @@ func BenchmarkParity(b *testing.B) {
 	var u unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &u) == nil {
 		b.Logf("at most %d MiB of memory", u.Maxrss>>10)
+	}
+}
+
+// BenchmarkDelete deletes blobs of 1 KiB, on the disk that TMPDIR is on, in the order of their names: one by one, and in batches as gc does.
+func BenchmarkDelete(b *testing.B) {
+	const blobs = 8192
+	ctx := context.Background()
+	deletes := []struct {
+		name string
+		run  func(s blobstore.Store, names []blobstore.Hash) error
+	}{
+		{"single", func(s blobstore.Store, names []blobstore.Hash) error {
+			for _, h := range names {
+				if err := s.Delete(ctx, h); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+		{"batch", func(s blobstore.Store, names []blobstore.Hash) error {
+			for part := range slices.Chunk(names, blobstore.MaxDelete) {
+				if err := s.DeleteBatch(ctx, part); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+	}
+	for _, mode := range modes() {
+		for _, d := range deletes {
+			b.Run(mode+"/"+d.name, func(b *testing.B) {
+				s := openDir(b, b.TempDir(), mode)
+				defer s.Close()
+				n := uint64(0)
+				var cpu cpuMeter
+				for b.Loop() {
+					b.StopTimer()
+					var names []blobstore.Hash
+					for len(names) < blobs {
+						var items []blobstore.Item
+						for range 512 {
+							n++
+							items = append(items, blobstoretest.ItemOf(blobstoretest.Data(n, 1024, false)))
+							names = append(names, items[len(items)-1].Ref.Hash)
+						}
+						if err := s.PutBatch(ctx, items); err != nil {
+							b.Fatal(err)
+						}
+					}
+					if err := s.Sync(ctx); err != nil {
+						b.Fatal(err)
+					}
+					slices.SortFunc(names, func(x, y blobstore.Hash) int { return bytes.Compare(x[:], y[:]) })
+					b.StartTimer()
+					cpu.start()
+					if err := d.run(s, names); err != nil {
+						b.Fatal(err)
+					}
+					cpu.stop()
+				}
+				b.ReportMetric(blobs*float64(b.N)/b.Elapsed().Seconds(), "deletes/s")
+				b.ReportMetric(float64(cpu.total)/float64(b.N)/blobs, "cpu-ns/delete")
+			})
+		}
 	}
 }

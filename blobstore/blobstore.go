@@ -19,6 +19,8 @@ const (
 	BlockSize = 128 << 10
 	// MaxSmall is the largest blob that is handed over in memory, by PutBatch; larger ones are adopted from a staged file.
 	MaxSmall = 64 << 10
+	// MaxDelete bounds one DeleteBatch: others wait for it no longer than for a large write.
+	MaxDelete = 512
 )
 
 var (
@@ -139,8 +141,12 @@ type Store interface {
 	Sidecar(ctx context.Context, h Hash) (Sidecar, error)
 	// Verify reads the whole blob and checks every hash, the name included. nil means intact.
 	Verify(ctx context.Context, ref Ref) error
-	// Delete removes a blob and its sidecar; a missing one is no error.
+	// Delete removes a blob, its sidecar and its parity; a missing one is no error.
 	Delete(ctx context.Context, h Hash) error
+	// DeleteBatch deletes up to MaxDelete blobs, in far less time than one by one: rows in one transaction, directories synced once; those whose names have the same first byte together are best.
+	// Names may be repeated. On return all of them are gone for good, power cuts included. After an error, or when the process is killed meanwhile, each is gone, or there as before, or,
+	// as a file, there without its parity or sidecar, which is made anew; the same call deletes what is left.
+	DeleteBatch(ctx context.Context, hashes []Hash) error
 	// List calls fn for each blob with a name greater than after, in order of name, until fn returns an error, which List returns.
 	List(ctx context.Context, after Hash, fn func(Hash) error) error
 	Stats(ctx context.Context) (Stats, error)

@@ -38,6 +38,22 @@ func WatchSyncs(s Store) *Syncs {
 	return w
 }
 
+// WatchRowSyncs watches the database of a store.
+func WatchRowSyncs(s Store) *Syncs {
+	rows := s.(*store).small.(*rows)
+	w, do := new(Syncs), rows.syncDB
+	rows.syncDB = func(ctx context.Context) error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.paths = append(w.paths, rowsFile)
+		if w.Fail != nil {
+			return w.Fail
+		}
+		return do(ctx)
+	}
+	return w
+}
+
 // Take returns the paths so far and forgets them.
 func (w *Syncs) Take() []string {
 	w.mu.Lock()

@@ -47,6 +47,7 @@ type files struct {
 	rebuild chan struct{} // holds a token while a sidecar is rebuilt, which reads the whole blob: one at a time
 	turns   chan struct{} // holds a token while a parity is made or used
 	dirty   dirtySet
+	removed removedSet
 	worker  compressor
 	// fsync and syncfs are the system calls; tests watch them.
 	fsync, syncfs func(fd int) error

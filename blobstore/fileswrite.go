@@ -396,33 +396,6 @@ func (s *files) adoptEncoded(ctx context.Context, dir int, sum Summed, meta Meta
 	return err == nil, err
 }
 
-func (s *files) remove(ctx context.Context, h Hash) error {
-	st := &s.stripes[h[0]]
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	dir, err := s.dir(h[0])
-	if err != nil {
-		if err == unix.ENOENT {
-			return nil
-		}
-		return &fs.PathError{Op: "open", Path: s.opt.storePath(blobsDir, fanOut(h[0])), Err: err}
-	}
-	if st.counted {
-		st.count(s.measure(dir, h), -1)
-	}
-	s.forget(h, true)
-	// The parity goes first: without content nobody would look for it.
-	for _, name := range []string{h.String() + extParity, fileName(h, encRaw), fileName(h, encZstd), h.String() + extSidecar} {
-		if err := s.removeName(dir, h, name); err != nil {
-			st.counted = false
-			return err
-		}
-	}
-	s.forget(h, true)
-	s.dirty.addDir(h[0])
-	return nil
-}
-
 // maxDirty is the number of blobs that Sync syncs one by one; above it, it syncs the whole filesystem.
 const maxDirty = 32
 

@@ -60,6 +60,9 @@ type rows struct {
 	gen     atomic.Uint64 // as in stripe
 	// hasParity: there is a table of parities. The first parity makes it.
 	hasParity atomic.Bool
+	removedMu sync.Mutex                  // held during the sync of a removeBatch, so that a later one does not return before it
+	unsynced  atomic.Bool                 // a removeBatch may not be durable yet
+	syncDB    func(context.Context) error // of db; tests watch it
 	nextMu    sync.Mutex
 	next      int64 // number of the next row of block
 }
@@ -130,6 +133,7 @@ func (s *rows) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	s.syncDB = s.db.Sync
 	if err := s.prepare(ctx); err != nil {
 		return errors.Join(err, s.db.Close())
 	}
@@ -416,7 +420,7 @@ func (s *rows) body(st *sqldb.Stmt, col int, zstd int64, plain []byte) error {
 	return s.codec.decode(plain, buf[:st.CopyBytes(col, buf[:n])])
 }
 
-func (s *rows) sync(ctx context.Context) error { return s.db.Sync(ctx) }
+func (s *rows) sync(ctx context.Context) error { return s.syncDB(ctx) }
 
 func (s *rows) close() error { return s.db.Close() }
 

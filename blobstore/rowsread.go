@@ -131,6 +131,7 @@ func (s *rows) fetch(ctx context.Context, h Hash, lay *layout, b int64, dst []by
 type largeRow struct {
 	cols   columns
 	first  int64
+	large  bool   // of retire: there is a row of large
 	hashes []byte // nil when they do not fit the size
 }
 

@@ -211,12 +211,12 @@ func (s *rows) nameLarge(ctx context.Context, sum Summed, k columns, first, n in
 
 // retire marks the blocks of a blob, if it has any, as to be dropped, in the transaction that takes them from it.
 func (s *rows) retire(c *sqldb.Conn, h Hash) (old largeRow, err error) {
-	st := c.Prep("SELECT b.id, b.size, b.stored, ifnull(l.first, 0) FROM blob b LEFT JOIN large l ON l.id = b.id WHERE b.hash = ?").BindBytes(1, h[:])
+	st := c.Prep("SELECT b.id, b.size, b.stored, l.first FROM blob b LEFT JOIN large l ON l.id = b.id WHERE b.hash = ?").BindBytes(1, h[:])
 	ok, err := st.Step()
 	if err != nil || !ok {
 		return old, err
 	}
-	old.cols.id, old.cols.size, old.cols.stored, old.first = st.Int64(0), st.Int64(1), st.Int64(2), st.Int64(3)
+	old.cols.id, old.cols.size, old.cols.stored, old.first, old.large = st.Int64(0), st.Int64(1), st.Int64(2), st.Int64(3), !st.IsNull(3)
 	if err := st.Done(); err != nil {
 		return old, err
 	}
@@ -249,6 +249,119 @@ func (s *rows) dropBlocks(ctx context.Context, first, count int64) error {
 	}
 }
 
+// removeBatch is remove of many, in one transaction but for their blocks and parities, which go in bounded ones.
+func (s *rows) removeBatch(ctx context.Context, hashes []Hash) error {
+	there, err := s.present(ctx, hashes)
+	if err != nil {
+		return err
+	}
+	if len(there) > 0 {
+		if err := s.removeRows(ctx, there); err != nil {
+			return err
+		}
+	}
+	s.removedMu.Lock()
+	defer s.removedMu.Unlock()
+	if !s.unsynced.Swap(false) {
+		return nil
+	}
+	err = s.syncDB(ctx)
+	if err != nil {
+		s.unsynced.Store(true)
+	}
+	return err
+}
+
+func (s *rows) removeRows(ctx context.Context, there []Hash) error {
+	defer s.unsynced.Store(true)
+	var old []largeRow
+	err := s.db.Write(ctx, func(c *sqldb.Conn) error {
+		var delta Stats
+		for i := range there {
+			r, err := s.unname(c, there[i])
+			if err != nil {
+				return err
+			}
+			if r.cols.id == 0 {
+				continue
+			}
+			delta = Stats{delta.Blobs - 1, delta.PlainBytes - r.cols.size, delta.StoredBytes - r.cols.stored}
+			if r.first > 0 {
+				old = append(old, r)
+			}
+		}
+		return addTotal(c, delta)
+	})
+	if err != nil {
+		return fmt.Errorf("delete %d blobs: %w", len(there), rowErr(err))
+	}
+	s.gen.Add(1)
+	for i := range there {
+		s.forget(there[i])
+	}
+	for i := range old {
+		if err := s.dropBlocks(ctx, old[i].first, blockCount(old[i].cols.size)); err != nil {
+			return rowErr(err)
+		}
+	}
+	return nil
+}
+
+// present returns those of the blobs that have rows, without their parities, which it removes: without content nobody would look for them.
+func (s *rows) present(ctx context.Context, hashes []Hash) (there []Hash, err error) {
+	var protected []Hash
+	hasParity := s.hasParity.Load()
+	err = s.db.Read(ctx, func(c *sqldb.Conn) error {
+		for i := range hashes {
+			ok, err := c.Prep("SELECT 1 FROM blob WHERE hash = ?").BindBytes(1, hashes[i][:]).Step()
+			if err != nil {
+				return err
+			}
+			if ok {
+				there = append(there, hashes[i])
+			}
+			if !hasParity {
+				continue
+			}
+			if ok, err = c.Prep("SELECT 1 FROM parity WHERE hash = ? LIMIT 1").BindBytes(1, hashes[i][:]).Step(); err != nil {
+				return err
+			}
+			if ok {
+				protected = append(protected, hashes[i])
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, rowErr(err)
+	}
+	for i := range protected {
+		if err := s.dropParity(ctx, protected[i]); err != nil {
+			return nil, fmt.Errorf("delete parity of blob %s: %w", protected[i], err)
+		}
+	}
+	return there, nil
+}
+
+// unname removes the rows that make a blob visible, and a parity that was made since it was looked for. Its blocks are named by incomplete then. id 0: it was not there.
+func (s *rows) unname(c *sqldb.Conn, h Hash) (old largeRow, err error) {
+	if old, err = s.retire(c, h); err != nil || old.cols.id == 0 {
+		return old, err
+	}
+	if err := c.Prep("DELETE FROM blob WHERE id = ?").BindInt64(1, old.cols.id).Exec(); err != nil {
+		return old, err
+	}
+	if old.large {
+		if err := c.Prep("DELETE FROM large WHERE id = ?").BindInt64(1, old.cols.id).Exec(); err != nil {
+			return old, err
+		}
+	}
+	if s.hasParity.Load() && old.cols.size > MaxSmall {
+		return old, c.Prep("DELETE FROM parity WHERE hash = ?").BindBytes(1, h[:]).Exec()
+	}
+	return old, nil
+}
+
 func (s *rows) remove(ctx context.Context, h Hash) error {
 	// The parity goes first: without content nobody would look for it.
 	if err := s.dropParity(ctx, h); err != nil {
@@ -265,19 +378,8 @@ func (s *rows) remove(ctx context.Context, h Hash) error {
 	}
 	var old largeRow
 	err = s.db.Write(ctx, func(c *sqldb.Conn) (err error) {
-		if old, err = s.retire(c, h); err != nil || old.cols.id == 0 {
+		if old, err = s.unname(c, h); err != nil || old.cols.id == 0 {
 			return err
-		}
-		if err := c.Prep("DELETE FROM blob WHERE id = ?").BindInt64(1, old.cols.id).Exec(); err != nil {
-			return err
-		}
-		if err := c.Prep("DELETE FROM large WHERE id = ?").BindInt64(1, old.cols.id).Exec(); err != nil {
-			return err
-		}
-		if s.hasParity.Load() { // one that was made since
-			if err := c.Prep("DELETE FROM parity WHERE hash = ?").BindBytes(1, h[:]).Exec(); err != nil {
-				return err
-			}
 		}
 		return addTotal(c, Stats{-1, -old.cols.size, -old.cols.stored})
 	})

@@ -46,6 +46,7 @@ type place interface {
 	sidecar(ctx context.Context, h Hash) (Sidecar, error)
 	verify(ctx context.Context, ref Ref) error
 	remove(ctx context.Context, h Hash) error
+	removeBatch(ctx context.Context, hashes []Hash) error              // which are sorted
 	names(ctx context.Context, first byte, after Hash) ([]Hash, error) // that begin with the byte first, sorted
 	stats(ctx context.Context) (Stats, error)
 	close() error
@@ -321,6 +322,28 @@ func (s *store) Delete(ctx context.Context, h Hash) error {
 		return nil
 	}
 	return s.small.remove(ctx, h)
+}
+
+func (s *store) DeleteBatch(ctx context.Context, hashes []Hash) error {
+	if len(hashes) > MaxDelete {
+		return fmt.Errorf("delete %d blobs at once, more than %d: %w", len(hashes), MaxDelete, ErrInvalid)
+	}
+	ctx, err := s.enter(ctx, true)
+	if err != nil {
+		return err
+	}
+	defer s.leave(ctx)
+	if len(hashes) == 0 {
+		return nil
+	}
+	hashes = sortHashes(slices.Clone(hashes))
+	if err := s.large.removeBatch(ctx, hashes); err != nil {
+		return err
+	}
+	if s.large == s.small {
+		return nil
+	}
+	return s.small.removeBatch(ctx, hashes)
 }
 
 func (s *store) List(ctx context.Context, after Hash, fn func(Hash) error) error {

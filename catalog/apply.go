@@ -45,7 +45,7 @@ const (
 	stageSettle                  // after the transaction
 	stageBlobSeq                 // before the blobstore is synced
 	stagePrune                   // before a record of retention
-	stageDelete                  // before a blob is deleted
+	stageDelete                  // before blobs are deleted
 	stageCheckpoint              // before a checkpoint gets its name
 	stageCompact                 // before a segment is rewritten
 	stageRead                    // a reader's: between its look at catalog.db and the look at what changed meanwhile

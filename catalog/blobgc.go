@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"holdfast/blobstore"
 	"holdfast/internal/sqldb"
@@ -12,6 +13,8 @@ import (
 const (
 	// looseStep is the number of blobs that are looked at while no change of the catalog can happen.
 	looseStep = 256
+	// forgetStep is the number of blobs of which the records become durable together.
+	forgetStep = 8 * looseStep
 	// sweepStep is the number of blobs that are compared with the catalog in one step.
 	sweepStep = 1024
 )
@@ -20,7 +23,7 @@ const (
 // between, and before, it may be named again: a pinned blob is never deleted, and one that is being deleted cannot be pinned.
 func (p *pruner) blobs(ctx context.Context) error {
 	for after := (blobstore.Hash{}); ; {
-		list, err := loadLoose(ctx, p.db, after, false)
+		list, err := loadLoose(ctx, p.db, after, false, forgetStep)
 		if err != nil {
 			return p.c.readFailed("read which blobs may be named by nothing", err)
 		}
@@ -51,14 +54,14 @@ func (p *pruner) blobs(ctx context.Context) error {
 	return p.blobs(ctx)
 }
 
-// loadLoose reads up to looseStep loose blobs with names behind after.
-func loadLoose(ctx context.Context, db *sqldb.DB, after blobstore.Hash, forgotten bool) (list []blobstore.Hash, err error) {
+// loadLoose reads up to limit loose blobs with names behind after.
+func loadLoose(ctx context.Context, db *sqldb.DB, after blobstore.Hash, forgotten bool, limit int64) (list []blobstore.Hash, err error) {
 	state := int64(0)
 	if forgotten {
 		state = 1
 	}
 	err = db.Read(ctx, func(c *sqldb.Conn) error {
-		st := c.Prep("SELECT "+looseColumns+", row_sum FROM loose WHERE hash > ? AND forgotten = ? ORDER BY hash LIMIT ? + 0").BindBytes(1, after[:]).BindInt64(2, state).BindInt64(3, looseStep)
+		st := c.Prep("SELECT "+looseColumns+", row_sum FROM loose WHERE hash > ? AND forgotten = ? ORDER BY hash LIMIT ? + 0").BindBytes(1, after[:]).BindInt64(2, state).BindInt64(3, limit)
 		var r rowRead
 		for {
 			ok, err := st.Step()
@@ -77,11 +80,35 @@ func loadLoose(ctx context.Context, db *sqldb.DB, after blobstore.Hash, forgotte
 	return list, err
 }
 
-// forget records those of the blobs that nothing names, and takes those that something names off the list of loose ones.
+// forget records those of the blobs that nothing names, and takes those that something names off the list of loose ones. The records become durable together.
 func (p *pruner) forget(ctx context.Context, list []blobstore.Hash) error {
-	var x Pruned
 	var named, leaving []blobstore.Hash
-	defer func() { p.c.pins.left(leaving) }()
+	var err error
+	for part := range slices.Chunk(list, looseStep) {
+		var use []blobstore.Hash
+		if use, err = p.forgetSome(ctx, part, &leaving); err != nil {
+			break
+		}
+		named = append(named, use...)
+	}
+	if p.o.DryRun {
+		p.c.pins.left(leaving)
+		return err
+	}
+	// Until catalog.db has the records its rows of the blobs cannot be relied on, whatever ends this run; if they never get there, nobody relies on them until the next start.
+	if flushed := p.c.Flush(context.WithoutCancel(ctx)); flushed != nil {
+		return errors.Join(err, flushed)
+	}
+	p.c.pins.left(leaving)
+	if err != nil {
+		return err
+	}
+	return p.c.notLoose(ctx, named)
+}
+
+// forgetSome is forget of up to looseStep blobs, in one record. It returns those that something names, and adds to leaving those that nobody may rely on until catalog.db has the record.
+func (p *pruner) forgetSome(ctx context.Context, list []blobstore.Hash, leaving *[]blobstore.Hash) (named []blobstore.Hash, err error) {
+	var x Pruned
 	choose := func() error {
 		bytes := int64(0)
 		busy := p.c.inFlight(list)
@@ -95,7 +122,7 @@ func (p *pruner) forget(ctx context.Context, list []blobstore.Hash) error {
 					named = append(named, h)
 				case busy[h] || !p.c.pins.leave(h):
 				default:
-					leaving = append(leaving, h)
+					*leaving = append(*leaving, h)
 					x.Forgotten, bytes = append(x.Forgotten, h), bytes+max(size, 0)
 				}
 			}
@@ -107,23 +134,19 @@ func (p *pruner) forget(ctx context.Context, list []blobstore.Hash) error {
 		return err
 	}
 	if p.o.DryRun {
-		return choose()
+		return named, choose()
 	}
-	err := p.c.mutate(ctx, p.actor(), OpPrune, func(t *txn) error {
+	err = p.c.mutate(ctx, p.actor(), OpPrune, func(t *txn) error {
 		if err := choose(); err != nil || len(x.Forgotten) == 0 {
 			return err
 		}
 		t.p.rec.Pruned = &x
 		return nil
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		p.c.pruneDebt += int64(len(x.Forgotten))
 	}
-	p.c.pruneDebt += int64(len(x.Forgotten))
-	if err := p.c.Flush(ctx); err != nil {
-		return err
-	}
-	return p.c.notLoose(ctx, named)
+	return named, err
 }
 
 // notLoose takes blobs off the list of those that may be named by nothing.
@@ -183,7 +206,7 @@ func (c *Catalog) inFlight(list []blobstore.Hash) map[blobstore.Hash]bool {
 // deleteForgotten deletes the blobs that records have said to be forgotten.
 func (c *Catalog) deleteForgotten(ctx context.Context, pause func(context.Context) error) error {
 	for after := (blobstore.Hash{}); ; {
-		list, err := loadLoose(ctx, c.db, after, true)
+		list, err := loadLoose(ctx, c.db, after, true, blobstore.MaxDelete)
 		if err != nil {
 			return c.readFailed("read which blobs are forgotten", err)
 		}
@@ -192,15 +215,9 @@ func (c *Catalog) deleteForgotten(ctx context.Context, pause func(context.Contex
 		}
 		after = list[len(list)-1]
 		// The records that forget them are durable: catalog.db never runs ahead of the journal.
-		done := list[:0]
-		for _, h := range list {
-			gone, err := c.deleteBlob(ctx, h, func(known bool) bool { return !known })
-			if err != nil {
-				return errors.Join(err, c.buriedBlobs(ctx, done))
-			}
-			if gone {
-				done = append(done, h)
-			}
+		_, done, err := c.deleteBlobs(ctx, list)
+		if err != nil {
+			return err
 		}
 		if err := c.buriedBlobs(ctx, done); err != nil {
 			return err
@@ -211,41 +228,62 @@ func (c *Catalog) deleteForgotten(ctx context.Context, pause func(context.Contex
 	}
 }
 
-// deleteBlob deletes a blob unless somebody has pinned it. may is asked, while nobody can pin it, whether it may go, given whether a record has named it that
-// was not forgotten. It reports whether nothing is left to do.
-func (c *Catalog) deleteBlob(ctx context.Context, h blobstore.Hash, may func(known bool) bool) (bool, error) {
-	if !c.pins.kill(h) {
-		return false, nil
+// deleteBlobs deletes those of up to blobstore.MaxDelete blobs that nobody has pinned, that no record has named which was not forgotten, and that no file names: each is looked at while
+// nobody can pin it, and until they are deleted. It returns which it has deleted, and of which nothing is left to do. After an error each may be deleted, and none counts as done.
+func (c *Catalog) deleteBlobs(ctx context.Context, list []blobstore.Hash) (deleted, done []blobstore.Hash, err error) {
+	dying := make([]blobstore.Hash, 0, len(list))
+	defer func() { c.pins.buried(dying) }()
+	for _, h := range list {
+		if c.pins.kill(h) {
+			dying = append(dying, h)
+		}
 	}
-	defer c.pins.buried(h)
-	_, known, err := c.HasBlob(ctx, h)
-	if err != nil {
-		return false, err
+	for _, h := range dying {
+		_, known, err := c.HasBlob(ctx, h)
+		if err != nil {
+			return nil, nil, err
+		}
+		if !known { // else it was named again
+			deleted = append(deleted, h)
+		}
 	}
-	if !may(known) {
-		return true, nil // it was named again
+	// Nothing can have named them: HasBlob did not know them for whoever pinned them. They are looked for all the same: a blob lost cannot be made good.
+	if deleted, err = c.unused(ctx, deleted); err != nil {
+		return nil, nil, err
 	}
-	// Nothing can have named it: HasBlob did not know it for whoever pinned it. It is looked for all the same: a blob lost cannot be made good.
-	used := c.inFlight([]blobstore.Hash{h})[h]
-	err = c.db.Read(ctx, func(conn *sqldb.Conn) error {
-		named, _, err := blobUse(conn, h)
-		used = used || named
-		return err
-	})
-	if err != nil {
-		return false, c.readFailed("look for files that name a blob", err)
-	}
-	if used {
-		c.log.Error("a blob that was to be deleted is still named by a file, and is kept; check the store", "blob", h)
-		return true, nil
+	if len(deleted) == 0 {
+		return nil, dying, nil
 	}
 	if err := c.opt.check(stageDelete); err != nil {
-		return false, err
+		return nil, nil, err
 	}
-	if err := c.blobs.Delete(ctx, h); err != nil {
-		return false, failed(fmt.Sprintf("delete blob %s", h), err)
+	if err := c.blobs.DeleteBatch(ctx, deleted); err != nil {
+		return nil, nil, failed(fmt.Sprintf("delete %d blobs", len(deleted)), err)
 	}
-	return true, nil
+	return deleted, dying, nil
+}
+
+// unused returns those of the blobs that no file names.
+func (c *Catalog) unused(ctx context.Context, list []blobstore.Hash) (free []blobstore.Hash, err error) {
+	busy := c.inFlight(list)
+	err = c.db.Read(ctx, func(conn *sqldb.Conn) error {
+		for _, h := range list {
+			named, _, err := blobUse(conn, h)
+			if err != nil {
+				return err
+			}
+			if named || busy[h] {
+				c.log.Error("a blob that was to be deleted is still named by a file, and is kept; check the store", "blob", h)
+				continue
+			}
+			free = append(free, h)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, c.readFailed("look for files that name a blob", err)
+	}
+	return free, nil
 }
 
 // buriedBlobs forgets that blobs were to be deleted.
@@ -310,24 +348,39 @@ func (p *pruner) sweep(ctx context.Context) error {
 		if err := p.loosenUnused(ctx, list); err != nil {
 			return err
 		}
-		for _, h := range list {
-			after = h
-			deleted := false
-			if _, err := p.c.deleteBlob(ctx, h, func(known bool) bool {
-				deleted = !known
-				return !known
-			}); err != nil {
+		strays, err := p.strays(ctx, list)
+		if err != nil {
+			return err
+		}
+		for len(strays) > 0 {
+			n := min(len(strays), blobstore.MaxDelete)
+			deleted, _, err := p.c.deleteBlobs(ctx, strays[:n])
+			if err != nil {
 				return err
 			}
-			if deleted {
-				p.rep.Orphans++
-			}
+			p.rep.Orphans += int64(len(deleted))
+			strays = strays[n:]
 		}
 		if len(list) < sweepStep {
 			return nil
 		}
+		after = list[len(list)-1]
 		if err := p.pause(ctx); err != nil {
 			return err
 		}
 	}
+}
+
+// strays returns those of the blobs that no record has named so far: most have been, and are not kept from being pinned while that is found out.
+func (p *pruner) strays(ctx context.Context, list []blobstore.Hash) (strays []blobstore.Hash, err error) {
+	for _, h := range list {
+		_, known, err := p.c.HasBlob(ctx, h)
+		if err != nil {
+			return nil, err
+		}
+		if !known {
+			strays = append(strays, h)
+		}
+	}
+	return strays, nil
 }

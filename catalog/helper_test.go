@@ -27,11 +27,12 @@ import (
 type memBlobs struct {
 	blobstore.Guarded // of no use to a catalog
 
-	mu     sync.Mutex
-	data   map[blobstore.Hash][]byte
-	synced map[blobstore.Hash]bool
-	syncs  int
-	putErr error
+	mu       sync.Mutex
+	data     map[blobstore.Hash][]byte
+	synced   map[blobstore.Hash]bool
+	syncs    int
+	putErr   error
+	deleting func(i int, list []blobstore.Hash) error // see DeleteBatch
 }
 
 func newMemBlobs() *memBlobs {
@@ -124,6 +125,24 @@ func (m *memBlobs) Delete(_ context.Context, h blobstore.Hash) error {
 	defer m.mu.Unlock()
 	delete(m.data, h)
 	delete(m.synced, h)
+	return nil
+}
+
+// DeleteBatch asks m.deleting before each blob, and ends with its error.
+func (m *memBlobs) DeleteBatch(ctx context.Context, list []blobstore.Hash) error {
+	if len(list) > blobstore.MaxDelete {
+		return blobstore.ErrInvalid
+	}
+	for i, h := range list {
+		if m.deleting != nil {
+			if err := m.deleting(i, list); err != nil {
+				return err
+			}
+		}
+		if err := m.Delete(ctx, h); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

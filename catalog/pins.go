@@ -119,11 +119,13 @@ func (p *pins) kill(h blobstore.Hash) bool {
 	return true
 }
 
-func (p *pins) buried(h blobstore.Hash) {
+func (p *pins) buried(list []blobstore.Hash) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	close(p.dying[h])
-	delete(p.dying, h)
+	for _, h := range list {
+		close(p.dying[h])
+		delete(p.dying, h)
+	}
 }
 
 // Hold keeps retention from thinning the moment away, as far as it is there when Hold is called, until Release: what is read of it stays

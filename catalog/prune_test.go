@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/blobstore"
 	"holdfast/blobstore/blobstoretest"
 	"holdfast/internal/sqldb"
 )
@@ -385,7 +386,8 @@ func TestPruneKilled(t *testing.T) {
 	w := newPruneWorld(t, seed, nil)
 	p := testPolicy()
 	ctx := context.Background()
-	stages := []stage{stagePrune, stageDelete, stageCheckpoint, stageCompact, stageRows, stageDurable, stageSettle}
+	const midBatch = stage(-1) // between two blobs of a batch that is deleted
+	stages := []stage{stagePrune, stageDelete, stageCheckpoint, stageCompact, stageRows, stageDurable, stageSettle, midBatch}
 	killed := 0
 	for round := range 2 * len(stages) {
 		for range 25 {
@@ -412,6 +414,7 @@ func TestPruneKilled(t *testing.T) {
 			}
 			return nil
 		}
+		w.blobs.deleting = func(int, []blobstore.Hash) error { return o.fault(midBatch) }
 		w.c = openCatalog(t, o)
 		if _, err := w.c.AutoSnapshots(ctx, w.clk.read()); err != nil {
 			t.Fatal(err)
@@ -428,6 +431,7 @@ func TestPruneKilled(t *testing.T) {
 			killed++
 		}
 		kill(w.c)
+		w.blobs.deleting = nil
 		w.c = openCatalog(t, w.opt)
 		w.forgetDead()
 		w.housekeeping()

@@ -86,8 +86,13 @@ func scenario(t *testing.T, s blobstore.Store) {
 			return err
 		})
 	}
-	delete(stored, items[0].Ref)
+	for i := range 4 {
+		delete(stored, items[i].Ref)
+	}
 	again(func() error { return s.Delete(t.Context(), items[0].Ref.Hash) })
+	again(func() error {
+		return s.DeleteBatch(t.Context(), []blobstore.Hash{items[1].Ref.Hash, items[2].Ref.Hash, items[0].Ref.Hash, items[3].Ref.Hash})
+	})
 	again(func() error {
 		n := 0
 		err := s.List(t.Context(), blobstore.Hash{}, func(blobstore.Hash) error { n++; return nil })

@@ -129,6 +129,12 @@ func (f *Faulty) Delete(ctx context.Context, h blobstore.Hash) error {
 	return f.call("Delete", func() error { return f.Store.Delete(ctx, h) }, nil)
 }
 
+// DeleteBatch implements blobstore.Store.
+func (f *Faulty) DeleteBatch(ctx context.Context, hashes []blobstore.Hash) error {
+	return f.call("DeleteBatch", func() error { return f.Store.DeleteBatch(ctx, hashes) },
+		func() error { return f.Store.DeleteBatch(ctx, hashes[:len(hashes)/2]) })
+}
+
 // List implements blobstore.Store. A partial List stops after its first name.
 func (f *Faulty) List(ctx context.Context, after blobstore.Hash, fn func(blobstore.Hash) error) error {
 	stop := errors.New("stop")

@@ -202,6 +202,22 @@ func (m *Mem) Delete(ctx context.Context, h blobstore.Hash) error {
 	return nil
 }
 
+// DeleteBatch implements blobstore.Store.
+func (m *Mem) DeleteBatch(ctx context.Context, hashes []blobstore.Hash) error {
+	if len(hashes) > blobstore.MaxDelete {
+		return fmt.Errorf("delete %d blobs at once: %w", len(hashes), blobstore.ErrInvalid)
+	}
+	leave, err := m.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	for _, h := range hashes {
+		delete(m.blobs, h)
+	}
+	return nil
+}
+
 // List implements blobstore.Store.
 func (m *Mem) List(ctx context.Context, after blobstore.Hash, fn func(blobstore.Hash) error) error {
 	leave, err := m.enter(ctx)

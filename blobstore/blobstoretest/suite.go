@@ -44,7 +44,7 @@ func Run(t *testing.T, open func(t *testing.T) blobstore.Store, hooks ...Hook) {
 		run  func(*testing.T, blobstore.Store)
 	}{
 		{"Empty", s.empty}, {"Small", s.small}, {"Large", s.large}, {"Sidecar", s.sidecar}, {"Again", s.again}, {"Invalid", s.invalid},
-		{"WrongRef", s.wrongRef}, {"Delete", s.delete}, {"List", s.list}, {"Concurrent", s.concurrent}, {"Canceled", s.canceled},
+		{"WrongRef", s.wrongRef}, {"Delete", s.delete}, {"DeleteBatch", s.deleteBatch}, {"DeleteBeside", s.deleteBeside}, {"List", s.list}, {"Concurrent", s.concurrent}, {"Canceled", s.canceled},
 		{"Closed", s.closed}, {"Random", s.random}, {"Guarded", s.guarded}, {"GuardedBeside", s.guardedBeside},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -407,12 +408,14 @@ func (p *Place) sweep(ctx context.Context) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	for i, h := range gone {
-		if err := p.blobs.Delete(ctx, h); err != nil {
-			return int64(i), err
+	n := 0
+	for part := range slices.Chunk(gone, blobstore.MaxDelete) {
+		if err := p.blobs.DeleteBatch(ctx, part); err != nil {
+			return int64(n), err
 		}
+		n += len(part)
 	}
-	return int64(len(gone)), nil
+	return int64(n), nil
 }
 
 // named returns every blob that a manifest names.
