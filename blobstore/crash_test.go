@@ -68,8 +68,13 @@ func TestKilled(t *testing.T) {
 	}
 	for _, mode := range modes() {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			dir := blobstoretest.TempDir(t)
-			for round := range 3 {
+			rounds := 3
+			if raceBuild {
+				rounds = 2
+			}
+			for round := range rounds {
 				stored := runAndKill(t, mode+":"+dir, 20+13*round)
 				s := openDir(t, dir, mode)
 				for n := range stored {

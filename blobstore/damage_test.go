@@ -125,6 +125,7 @@ func damages(t *testing.T, other []byte) map[string]func(p string, content []byt
 func TestDamagedFiles(t *testing.T) {
 	for _, mode := range []string{blobstore.ModeFile, blobstore.ModeHybrid} {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			dir := blobstoretest.TempDir(t)
 			s := openDir(t, dir, mode)
 			all := sampleBlobs(t, s)
@@ -295,13 +296,22 @@ func edits() []string {
 		"body = (SELECT body FROM block WHERE id = " + blocks + " + 2)"} {
 		all = append(all, "UPDATE block SET "+c+" WHERE id = "+blocks+" + 1")
 	}
-	return append(all, "DELETE FROM blob WHERE hash = ?1", "DELETE FROM large WHERE id = "+ids, "DELETE FROM block WHERE id = "+blocks+" + 1",
+	all = append(all, "DELETE FROM blob WHERE hash = ?1", "DELETE FROM large WHERE id = "+ids, "DELETE FROM block WHERE id = "+blocks+" + 1",
 		"INSERT INTO incomplete SELECT first, 9223372036854775807 FROM large WHERE id = "+ids, "DELETE FROM total")
+	if raceBuild { // each of them runs the same code
+		few := all[:0]
+		for i := 0; i < len(all); i += 3 {
+			few = append(few, all[i])
+		}
+		return few
+	}
+	return all
 }
 
 func TestDamagedRows(t *testing.T) {
 	for _, mode := range []string{blobstore.ModeDatabase, blobstore.ModeHybrid} {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			dir := blobstoretest.TempDir(t)
 			s := openDir(t, dir, mode)
 			all := sampleBlobs(t, s)

@@ -120,6 +120,7 @@ func checkTold(t *testing.T, what, dir, mode string, op mendingOp, b blob) (mend
 func TestMendingIsTold(t *testing.T) {
 	for _, mode := range modes() {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			dir := blobstoretest.TempDir(t)
 			s := openDir(t, dir, mode)
 			var all []blob

@@ -35,6 +35,7 @@ func openIntact(t *testing.T, dir, mode string) blobstore.Store {
 func TestConformance(t *testing.T) {
 	for _, mode := range modes() {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			var dir string
 			blobstoretest.Run(t, func(t *testing.T) blobstore.Store {
 				dir = blobstoretest.TempDir(t)
@@ -47,6 +48,7 @@ func TestConformance(t *testing.T) {
 func TestFaults(t *testing.T) {
 	for _, mode := range modes() {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			blobstoretest.RunFaults(t, func(t *testing.T) blobstore.Store { return openDir(t, blobstoretest.TempDir(t), mode) })
 		})
 	}

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/blobstore/blobstoretest"
 	"holdfast/internal/sqldb"
 )
 
@@ -388,7 +389,7 @@ func touchEverything(c *Catalog, next Ino) {
 
 // Records that the journal lost are reported and left out; the others are there, and numbers are not used again.
 func TestDamagedJournal(t *testing.T) {
-	o := testOptions(t, t.TempDir(), newMemBlobs())
+	o := testOptions(t, blobstoretest.TempDir(t), newMemBlobs())
 	c := openCatalog(t, o)
 	ctx, who := context.Background(), testActor()
 	if err := c.Init(ctx, who, NewInode{Mode: 0o755}); err != nil {
@@ -443,7 +444,7 @@ func TestDamagedJournal(t *testing.T) {
 
 // The journal is gone, the catalog is not: it stays, and its numbers are not used again.
 func TestLostJournal(t *testing.T) {
-	o := testOptions(t, t.TempDir(), newMemBlobs())
+	o := testOptions(t, blobstoretest.TempDir(t), newMemBlobs())
 	c := openCatalog(t, o)
 	ctx, who := context.Background(), testActor()
 	if err := c.Init(ctx, who, NewInode{Mode: 0o755}); err != nil {

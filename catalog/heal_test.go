@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"holdfast/blobstore/blobstoretest"
 )
 
 // segmentsOf lists the segment files of a store.
@@ -75,7 +77,7 @@ func TestFlippedBitInJournalHeals(t *testing.T) {
 
 // A body that is gone comes back from the blobstore.
 func TestBodyInJournalHeals(t *testing.T) {
-	o := testOptions(t, t.TempDir(), newMemBlobs())
+	o := testOptions(t, blobstoretest.TempDir(t), newMemBlobs())
 	ctx := context.Background()
 	c := openCatalog(t, o)
 	if err := c.Init(ctx, testActor(), NewInode{Mode: 0o755}); err != nil {

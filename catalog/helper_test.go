@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/blobstore"
+	"holdfast/blobstore/blobstoretest"
 	"holdfast/internal/sqldb"
 )
 
@@ -207,7 +208,7 @@ func (l testLog) Write(p []byte) (int, error) {
 // newCatalog opens a new store with a root directory; it is closed at the end of the test.
 func newCatalog(t testing.TB, change func(*Options)) *Catalog {
 	t.Helper()
-	o := testOptions(t, t.TempDir(), newMemBlobs())
+	o := testOptions(t, blobstoretest.TempDir(t), newMemBlobs())
 	if change != nil {
 		change(&o)
 	}

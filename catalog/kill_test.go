@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/blobstore/blobstoretest"
 )
 
 const childStore = "HOLDFAST_CATALOG_TEST_CHILD"
@@ -21,7 +23,7 @@ func TestKilledProcess(t *testing.T) {
 		childMain(t, dir)
 		return
 	}
-	dir := t.TempDir()
+	dir := blobstoretest.TempDir(t)
 	total := 0
 	for round := range 2 {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestKilledProcess$", "-test.count=1")

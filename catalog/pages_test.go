@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"holdfast/blobstore/blobstoretest"
 	"holdfast/internal/sqldb"
 )
 
@@ -134,7 +135,7 @@ func TestTornWAL(t *testing.T) {
 		}
 	}
 	killed := o
-	killed.Dir = t.TempDir()
+	killed.Dir = blobstoretest.TempDir(t)
 	c.app.mu.Lock() // nothing moves while it is copied: what a killed process leaves
 	err := os.CopyFS(killed.Dir, os.DirFS(o.Dir))
 	c.app.mu.Unlock()
@@ -170,7 +171,7 @@ func TestTornWAL(t *testing.T) {
 			bad = nil
 		}
 		o := after.opt
-		o.Dir = t.TempDir()
+		o.Dir = blobstoretest.TempDir(t)
 		if err := os.CopyFS(o.Dir, os.DirFS(after.opt.Dir)); err != nil {
 			t.Fatal(err)
 		}

@@ -154,6 +154,51 @@ func TestPruneSparesWhatIsInUse(t *testing.T) {
 	wantErr(t, err, ErrStale)
 }
 
+// A snapshot that is made while Prune is at work, behind its back, holds what it is of, whatever bound Prune goes on to apply.
+func TestSnapshotDuringPrune(t *testing.T) {
+	ctx := context.Background()
+	for name, set := range map[string]func(*Policy){
+		"by count": func(p *Policy) { p.MaxVersions = 1 },
+		"by size":  func(p *Policy) { p.MaxBytes = 1 },
+		"by age":   func(p *Policy) { p.KeepAll, p.Hourly, p.Daily, p.Weekly = 0, 0, 0, 0 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, clk := newClockCatalog(t, time.Second)
+			file := createFile(t, c, Root, "f")
+			beat(t, c, clk, file.Ino, 40)
+			policy := DefaultPolicy()
+			set(&policy)
+			type kept struct {
+				seq  Seq
+				want []Extent
+			}
+			var all []kept
+			o := PruneOptions{Policies: []Policy{policy}, Slice: 10, Pause: func(ctx context.Context) error {
+				if len(all) == 20 {
+					return ctx.Err()
+				}
+				beat(t, c, clk, file.Ino, 3)
+				s := must[Snapshot](t)(c.CreateSnapshot(ctx, testActor(), fmt.Sprint("made-meanwhile-", len(all)), false))
+				all = append(all, kept{s.Seq, must[[]Extent](t)(c.Extents(ctx, file.Ino, s.Seq))})
+				beat(t, c, clk, file.Ino, 3)
+				return c.Flush(ctx)
+			}}
+			for range 3 {
+				must[PruneReport](t)(c.Prune(ctx, o))
+			}
+			if len(all) < 3 {
+				t.Fatalf("Prune has paused %d times only", len(all))
+			}
+			for i, k := range all {
+				got, err := c.Extents(ctx, file.Ino, k.seq)
+				if err != nil || !slices.Equal(got, k.want) {
+					t.Errorf("snapshot %d of v%d: %+v, %v, want %+v", i, k.seq, got, err, k.want)
+				}
+			}
+		})
+	}
+}
+
 // A moment that is held while Prune is at work, behind its back, is spared.
 func TestHoldDuringPrune(t *testing.T) {
 	ctx := context.Background()

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/blobstore/blobstoretest"
 )
 
 func TestNamesThatCannotBe(t *testing.T) {
@@ -292,7 +294,7 @@ func TestTmpfileIsForgotten(t *testing.T) {
 }
 
 func TestReadOnly(t *testing.T) {
-	o := testOptions(t, t.TempDir(), newMemBlobs())
+	o := testOptions(t, blobstoretest.TempDir(t), newMemBlobs())
 	c := openCatalog(t, o)
 	ctx, who := context.Background(), testActor()
 	if err := c.Init(ctx, who, NewInode{Mode: 0o755}); err != nil {

@@ -81,6 +81,9 @@ type pruner struct {
 	sides  map[Ino]struct{} // inodes that conflicts name
 	anew   map[int]bool     // policies whose history is to be looked at from the beginning
 	cursor Seq              // files that changed since are looked at for too many versions
+	// asOf is a record up to which nothing is thinned but what lies between moments that were known when Prune began: a snapshot that is made
+	// meanwhile is of a later one.
+	asOf Seq
 }
 
 // Prune makes the automatic snapshots that are due (see AutoSnapshots), and takes away what no policy keeps: versions, names and inodes between
@@ -153,6 +156,9 @@ func (p *pruner) onCopy(ctx context.Context) (closeCopy func(), err error) {
 }
 
 func (p *pruner) run(ctx context.Context) error {
+	p.c.mu.RLock()
+	p.asOf = p.c.last // before the snapshots are listed
+	p.c.mu.RUnlock()
 	// The hours that are about to be thinned leave their last moments behind.
 	snapshots, err := p.dueSnapshots(ctx)
 	if err != nil {
@@ -173,7 +179,7 @@ func (p *pruner) run(ctx context.Context) error {
 	for i := range p.o.Policies {
 		pol := &p.o.Policies[i]
 		p.rep.Policies[i].Path = pol.Path
-		moments, err := p.c.momentsOf(ctx, pol, snapshots, p.o.Now)
+		moments, err := p.c.momentsOf(ctx, pol, snapshots, p.o.Now, p.asOf)
 		if err != nil {
 			return err
 		}

@@ -49,7 +49,7 @@ func (p *pruner) boundVersions(ctx context.Context, byHand []Seq) error {
 		p.cursor = 0
 	}
 	p.c.mu.RLock()
-	end := p.c.applied
+	end := min(p.c.applied, p.asOf)
 	p.c.mu.RUnlock()
 	for cursor := p.cursor; cursor < end; {
 		inos, next, err := p.changedIn(ctx, cursor, end)
@@ -97,7 +97,7 @@ func (p *pruner) boundFile(ctx context.Context, i int, ino Ino, max int, byHand 
 		return err
 	}
 	after := Seq(0)
-	for _, before := range p.c.withHeld(byHand, oldest) {
+	for _, before := range p.c.withHeld(byHand, min(oldest, p.asOf)) {
 		n, err := p.dropGap(ctx, i, Drop{Ino: ino, After: after, Before: before})
 		if err != nil {
 			return err
@@ -112,7 +112,7 @@ func (p *pruner) boundFile(ctx context.Context, i int, ino Ino, max int, byHand 
 // as files have them: blobs that are shared count each time.
 func (p *pruner) boundBytes(ctx context.Context, i int, byHand []Seq) error {
 	p.c.mu.RLock()
-	end := p.c.applied
+	end := min(p.c.applied, p.asOf)
 	p.c.mu.RUnlock()
 	width := end/sizeBuckets + 1
 	var buckets [sizeBuckets + 1]int64
@@ -124,7 +124,7 @@ func (p *pruner) boundBytes(ctx context.Context, i int, byHand []Seq) error {
 		}
 		for _, r := range rows {
 			if p.policyOf(ctx, r.ino) == i {
-				buckets[r.to/width] += r.len
+				buckets[min(r.to/width, sizeBuckets)] += r.len
 				total += r.len
 			}
 		}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"holdfast/blobstore"
+	"holdfast/blobstore/blobstoretest"
 	"holdfast/internal/sqldb"
 )
 
@@ -25,7 +26,7 @@ func testPolicy() Policy {
 func newPruneWorld(t *testing.T, seed uint64, change func(*Options)) *world {
 	w := &world{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), blobs: newMemBlobs()}
 	w.clk.step = int64(7 * time.Minute)
-	w.opt = testOptions(t, t.TempDir(), w.blobs)
+	w.opt = testOptions(t, blobstoretest.TempDir(t), w.blobs)
 	w.opt.Now = w.clk.read
 	w.opt.SegmentBytes = 64 << 10
 	if change != nil {

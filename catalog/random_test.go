@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/blobstore"
+	"holdfast/blobstore/blobstoretest"
 )
 
 // world drives a catalog and a model alike.
@@ -33,7 +34,7 @@ type world struct {
 
 func newWorld(t *testing.T, seed uint64, change func(*Options)) *world {
 	w := &world{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), blobs: newMemBlobs()}
-	w.opt = testOptions(t, t.TempDir(), w.blobs)
+	w.opt = testOptions(t, blobstoretest.TempDir(t), w.blobs)
 	w.opt.Now = w.clk.read
 	w.opt.SegmentBytes = 64 << 10
 	if change != nil {

@@ -185,7 +185,8 @@ func (c *Catalog) nextChange(ctx context.Context, from, upTo Seq) (time.Time, er
 }
 
 // momentsOf returns the kept moments of a policy below its horizon, in order, and the horizon itself at the end: from there on every moment is kept.
-func (c *Catalog) momentsOf(ctx context.Context, p *Policy, list []Snapshot, now time.Time) ([]Seq, error) {
+// The horizon is not behind asOf.
+func (c *Catalog) momentsOf(ctx context.Context, p *Policy, list []Snapshot, now time.Time, asOf Seq) ([]Seq, error) {
 	horizon, err := c.SeqAt(ctx, now.Add(-p.KeepAll))
 	if err != nil {
 		return nil, err
@@ -194,7 +195,7 @@ func (c *Catalog) momentsOf(ctx context.Context, p *Policy, list []Snapshot, now
 	for _, s := range p.keeps(list, now) {
 		all = append(all, s.Seq)
 	}
-	return c.withHeld(all, horizon), nil
+	return c.withHeld(all, min(horizon, asOf)), nil
 }
 
 // withHeld returns the moments of all that lie below horizon, those that somebody holds, and horizon, in order.

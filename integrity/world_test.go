@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"holdfast/blobstore"
+	"holdfast/blobstore/blobstoretest"
 	"holdfast/catalog"
 	"holdfast/integrity"
 	"holdfast/internal/sqldb"
@@ -38,7 +39,7 @@ type world struct {
 
 func newWorld(t *testing.T, storage string) *world {
 	t.Helper()
-	w := &world{t: t, dir: filepath.Join(t.TempDir(), "store"), storage: storage}
+	w := &world{t: t, dir: filepath.Join(blobstoretest.TempDir(t), "store"), storage: storage}
 	if _, err := volume.Init(t.Context(), w.dir, volume.InitOptions{Storage: storage}); err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/blobstore/blobstoretest"
 	"holdfast/catalog"
 	"holdfast/internal/volume"
 )
@@ -87,7 +88,7 @@ type slot struct {
 }
 
 func newTwin(t *testing.T, seed uint64) *twin {
-	dir := filepath.Join(t.TempDir(), "store")
+	dir := filepath.Join(blobstoretest.TempDir(t), "store")
 	if _, err := volume.Init(t.Context(), dir, volume.InitOptions{}); err != nil {
 		t.Fatal(err)
 	}

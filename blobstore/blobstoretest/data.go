@@ -5,6 +5,7 @@ package blobstoretest
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -31,11 +32,9 @@ func Data(seed uint64, n int, compressible bool) []byte {
 			}
 			continue
 		}
-		v := r.Uint64()
-		for k := 0; k < 8 && i < n; k++ {
-			b[i] = byte(v >> (8 * k))
-			i++
-		}
+		var v [8]byte
+		binary.LittleEndian.PutUint64(v[:], r.Uint64())
+		i += copy(b[i:], v[:])
 	}
 	return b
 }
@@ -57,12 +56,15 @@ func SomeMeta() blobstore.Meta {
 	return blobstore.Meta{Level: "basic", Version: 7, Time: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC)}
 }
 
-// TempDir is t.TempDir on a filesystem in memory, where there is one with room, so that syncing costs no time.
+// TempDir is t.TempDir on a filesystem in memory, where there is one with room, so that syncing costs no time: in HOLDFAST_TEST_MEMORY, or /dev/shm.
 func TempDir(t testing.TB) string {
 	t.Helper()
-	const shm = "/dev/shm"
+	shm := os.Getenv("HOLDFAST_TEST_MEMORY")
+	if shm == "" {
+		shm = "/dev/shm"
+	}
 	var fs unix.Statfs_t
-	if unix.Statfs(shm, &fs) != nil || fs.Type != unix.TMPFS_MAGIC || fs.Bavail*uint64(fs.Bsize) < 256<<20 {
+	if unix.Statfs(shm, &fs) != nil || fs.Type != unix.TMPFS_MAGIC || fs.Bavail*uint64(fs.Bsize) < 1<<30 {
 		return t.TempDir()
 	}
 	dir, err := os.MkdirTemp(shm, "holdfast-test-")

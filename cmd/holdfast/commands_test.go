@@ -81,13 +81,14 @@ func TestUsage(t *testing.T) {
 	} {
 		fails(t, exitUsage, []string{"--help`"}, args...)
 	}
+	all := ok(t, "--help")
 	for _, c := range []string{"init", "mount", "umount", "status", "log", "cat", "put", "get", "ls", "rm", "snapshot", "diff", "restore", "undo",
 		"audit", "backup", "check", "level", "scrub", "recover", "monitor", "retention", "gc", "version"} {
 		out := ok(t, c, "--help")
 		if !strings.Contains(out, "Example: holdfast "+c) || !strings.Contains(out, "--json") || ok(t, "help", c) != out {
 			t.Errorf("help of %s:\n%s", c, out)
 		}
-		if !strings.Contains(ok(t, "--help"), "\n   "+c+" ") {
+		if !strings.Contains(all, "\n   "+c+" ") {
 			t.Errorf("%s is not in the help", c)
 		}
 	}
@@ -109,6 +110,7 @@ func TestCommands(t *testing.T) {
 				continue
 			}
 			t.Run(fmt.Sprintf("mounted=%v/%s", isMounted, how), func(t *testing.T) {
+				t.Parallel()
 				p := newPlace(t)
 				if isMounted {
 					p.mount()

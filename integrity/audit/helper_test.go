@@ -18,6 +18,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"holdfast/blobstore"
+	"holdfast/blobstore/blobstoretest"
 	"holdfast/catalog"
 	"holdfast/catalog/journal"
 )
@@ -43,7 +44,7 @@ type store struct {
 
 func newStore(t *testing.T) *store {
 	t.Helper()
-	s := &store{t: t, dir: t.TempDir(), clock: &clock{time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)}}
+	s := &store{t: t, dir: blobstoretest.TempDir(t), clock: &clock{time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)}}
 	copy(s.id[:], "a store's own id")
 	s.open()
 	if err := s.cat.Init(t.Context(), catalog.Actor{Program: "holdfast"}, catalog.NewInode{Mode: 0o755}); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"holdfast/blobstore/blobstoretest"
 	"holdfast/catalog"
 )
 
@@ -84,7 +85,7 @@ func TestForgedHistoryIsFound(t *testing.T) {
 	} {
 		for _, tree := range []string{"with the tree file", "with the tree file gone", "with a tree file that fits"} {
 			t.Run(name+" "+tree, func(t *testing.T) {
-				dir := t.TempDir()
+				dir := blobstoretest.TempDir(t)
 				copyDir(t, s.dir, dir)
 				segs := dissect(t, dir)
 				c.edit(segs)
@@ -200,7 +201,7 @@ func TestOpenSeesForgery(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := *s
-			c.t, c.dir = t, t.TempDir()
+			c.t, c.dir = t, blobstoretest.TempDir(t)
 			copyDir(t, s.dir, c.dir)
 			segs := dissect(t, c.dir)
 			edit(segs)
@@ -291,7 +292,7 @@ func TestRollback(t *testing.T) {
 	s := newStore(t)
 	s.fill(20)
 	s.close()
-	old := t.TempDir()
+	old := blobstoretest.TempDir(t)
 	copyDir(t, s.dir, old)
 	s.open()
 	s.fill(20)
@@ -319,7 +320,7 @@ func TestRollback(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 	// Only the journal is older: the tree heads of the store itself tell.
-	young := t.TempDir()
+	young := blobstoretest.TempDir(t)
 	copyDir(t, s.dir, young)
 	segs := dissect(t, young)
 	segs[len(segs)-1].recs = segs[len(segs)-1].recs[:1]
@@ -360,7 +361,7 @@ func TestDamageIsNamed(t *testing.T) {
 		"the end is cut off": {func(p string, b []byte) { write(t, p, b[:at]) }, KindMissing, segs[2].recs[0].seq() - 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
+			dir := blobstoretest.TempDir(t)
 			copyDir(t, s.dir, dir)
 			path := filepath.Join(dir, "journal", filepath.Base(segs[1].path))
 			b, err := os.ReadFile(path)

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"testing"
 
+	"holdfast/blobstore/blobstoretest"
 	"holdfast/integrity/drill"
 )
 
@@ -24,7 +25,7 @@ func number(t *testing.T, name string, or uint64) uint64 {
 // TestDrill damages stores in a mixture of all ways that there are. HOLDFAST_DRILL_DAMAGES makes it longer.
 func TestDrill(t *testing.T) {
 	seed := number(t, "HOLDFAST_TEST_SEED", 1)
-	rep, err := drill.Run(t.Context(), drill.Options{Dir: t.TempDir(), Seed: seed, Damages: int(number(t, "HOLDFAST_DRILL_DAMAGES", damages)), Only: int(number(t, "HOLDFAST_DRILL_ONLY", 0))})
+	rep, err := drill.Run(t.Context(), drill.Options{Dir: blobstoretest.TempDir(t), Seed: seed, Damages: int(number(t, "HOLDFAST_DRILL_DAMAGES", damages)), Only: int(number(t, "HOLDFAST_DRILL_ONLY", 0))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/blobstore/blobstoretest"
 	"holdfast/catalog"
 	"holdfast/integrity"
 	"holdfast/integrity/audit"
@@ -148,7 +149,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "store")
+	dir := filepath.Join(blobstoretest.TempDir(t), "store")
 	if _, err := volume.Init(t.Context(), dir, volume.InitOptions{}); err != nil {
 		t.Fatal(err)
 	}

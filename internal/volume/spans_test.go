@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"encoding/binary"
 	"flag"
 	"math/rand/v2"
 	"testing"
@@ -26,11 +27,11 @@ func seeded(t *testing.T) *rand.Rand {
 
 // fillBytes makes bytes that differ between calls.
 func fillBytes(r *rand.Rand, n int) []byte {
-	p := make([]byte, n)
-	for i := range p {
-		p[i] = byte(r.Uint32())
+	p := make([]byte, 0, n+7)
+	for len(p) < n {
+		p = binary.LittleEndian.AppendUint64(p, r.Uint64())
 	}
-	return p
+	return p[:n:n]
 }
 
 // TestSpanMapModel compares random puts and removals with an array that says, byte by byte, where each one is.

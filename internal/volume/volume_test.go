@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/blobstore"
+	"holdfast/blobstore/blobstoretest"
 	"holdfast/catalog"
 )
 
@@ -26,7 +27,7 @@ func storages() []string { return []string{StorageFile, StorageDatabase, Storage
 
 func newStore(t *testing.T, storage string) string {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "store")
+	dir := filepath.Join(blobstoretest.TempDir(t), "store")
 	if _, err := Init(context.Background(), dir, InitOptions{Storage: storage}); err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +66,7 @@ func TestFileModel(t *testing.T) {
 				t.Fatal(err)
 			}
 			var model []byte
-			var versions [][]byte
+			var versions []content
 			changed := false
 			for step := range 1500 {
 				limit := 3 << 20
@@ -134,13 +135,13 @@ func TestFileModel(t *testing.T) {
 						t.Fatal(err)
 					}
 					if changed {
-						versions = append(versions, bytes.Clone(model))
+						versions = append(versions, contentOf(model))
 					}
 					changed = false
 				case op == 14:
 					h.Close(ctx)
 					if changed {
-						versions = append(versions, bytes.Clone(model))
+						versions = append(versions, contentOf(model))
 					}
 					changed = false
 					if r.IntN(4) == 0 {
@@ -171,7 +172,7 @@ func TestFileModel(t *testing.T) {
 			}
 			h.Close(ctx)
 			if changed {
-				versions = append(versions, bytes.Clone(model))
+				versions = append(versions, contentOf(model))
 			}
 			checkVersions(t, v, "f", versions)
 			closeStore(t, v)
@@ -182,7 +183,15 @@ func TestFileModel(t *testing.T) {
 	}
 }
 
-func checkVersions(t *testing.T, v *Volume, name string, versions [][]byte) {
+// content is what a version must read as.
+type content struct {
+	size int
+	sum  [sha256.Size]byte
+}
+
+func contentOf(b []byte) content { return content{len(b), sha256.Sum256(b)} }
+
+func checkVersions(t *testing.T, v *Volume, name string, versions []content) {
 	t.Helper()
 	ctx := context.Background()
 	n := 0
@@ -190,10 +199,10 @@ func checkVersions(t *testing.T, v *Volume, name string, versions [][]byte) {
 		if n >= len(versions) {
 			return fmt.Errorf("there are more than %d versions", len(versions))
 		}
-		want := sha256.Sum256(versions[n])
+		want := versions[n]
 		n++
-		if e.Number != n || e.Size != int64(len(versions[n-1])) || e.SHA256 != hex.EncodeToString(want[:]) || e.Agent != "test" {
-			return fmt.Errorf("version %d: %+v, want size %d sum %x", n, e, len(versions[n-1]), want)
+		if e.Number != n || e.Size != int64(want.size) || e.SHA256 != hex.EncodeToString(want.sum[:]) || e.Agent != "test" {
+			return fmt.Errorf("version %d: %+v, want size %d sum %x", n, e, want.size, want.sum)
 		}
 		return nil
 	})
@@ -202,7 +211,7 @@ func checkVersions(t *testing.T, v *Volume, name string, versions [][]byte) {
 	}
 	for _, i := range []int{1, len(versions)/2 + 1, len(versions)} {
 		var out bytes.Buffer
-		if err := v.ReadPath(ctx, name, Moment{Number: i}, &out); err != nil || !bytes.Equal(out.Bytes(), versions[i-1]) {
+		if err := v.ReadPath(ctx, name, Moment{Number: i}, &out); err != nil || contentOf(out.Bytes()) != versions[i-1] {
 			t.Fatalf("version %d differs: %v", i, err)
 		}
 	}
@@ -597,5 +606,5 @@ func TestShellRedirection(t *testing.T) {
 		}
 		h.Close(ctx)
 	}
-	checkVersions(t, v, "f", [][]byte{[]byte("one"), []byte("two"), nil})
+	checkVersions(t, v, "f", []content{contentOf([]byte("one")), contentOf([]byte("two")), contentOf(nil)})
 }

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/blobstore"
+	"holdfast/blobstore/blobstoretest"
 	"holdfast/catalog"
 	"holdfast/internal/volume"
 )
@@ -34,7 +35,7 @@ type fixture struct {
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{t: t, dir: filepath.Join(t.TempDir(), "store"), who: catalog.Actor{Agent: "agent-1", Program: "test"}}
+	f := &fixture{t: t, dir: filepath.Join(blobstoretest.TempDir(t), "store"), who: catalog.Actor{Agent: "agent-1", Program: "test"}}
 	s, err := volume.Init(t.Context(), f.dir, volume.InitOptions{UID: uint32(os.Getuid()), GID: uint32(os.Getgid())})
 	if err != nil {
 		t.Fatal(err)
@@ -200,12 +201,12 @@ func TestBackUpAndExtract(t *testing.T) {
 	rng := seeded(t)
 	f := newFixture(t)
 	populate(t, f, rng)
-	p := f.place(filepath.Join(t.TempDir(), "place"))
+	p := f.place(filepath.Join(blobstoretest.TempDir(t), "place"))
 	first := create(t, f, p, CreateOptions{})
 	if first.Files == 0 || first.Copied == 0 {
 		t.Errorf("%+v", first)
 	}
-	out := filepath.Join(t.TempDir(), "out")
+	out := filepath.Join(blobstoretest.TempDir(t), "out")
 	res, err := p.Extract(t.Context(), "", "/", out, nil)
 	if err != nil || len(res.Without) > 0 {
 		t.Fatalf("%+v: %v", res, err)
@@ -215,14 +216,14 @@ func TestBackUpAndExtract(t *testing.T) {
 		t.Errorf("user.note has %d bytes: %v", v, err)
 	}
 	// A part of the tree, with a link whose first name lies elsewhere.
-	part := filepath.Join(t.TempDir(), "part")
+	part := filepath.Join(blobstoretest.TempDir(t), "part")
 	if _, err := p.Extract(t.Context(), first.Name, "/tasks/deep", part, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(filepath.Join(part, "deep/again")); err != nil || string(got) != "the plan\n" {
 		t.Errorf("%q, %v", got, err)
 	}
-	if _, err := p.Extract(t.Context(), "", "/nowhere", filepath.Join(t.TempDir(), "x"), nil); !errors.Is(err, ErrNotExist) {
+	if _, err := p.Extract(t.Context(), "", "/nowhere", filepath.Join(blobstoretest.TempDir(t), "x"), nil); !errors.Is(err, ErrNotExist) {
 		t.Errorf("a path that is not there: %v", err)
 	}
 	if _, err := p.Extract(t.Context(), "", "/", out, nil); err == nil {
@@ -233,7 +234,7 @@ func TestBackUpAndExtract(t *testing.T) {
 func TestSecondBackupCopiesWhatIsNew(t *testing.T) {
 	f := newFixture(t)
 	populate(t, f, seeded(t))
-	p := f.place(filepath.Join(t.TempDir(), "place"))
+	p := f.place(filepath.Join(blobstoretest.TempDir(t), "place"))
 	create(t, f, p, CreateOptions{})
 	if again := create(t, f, p, CreateOptions{}); again.Copied != 0 {
 		t.Errorf("nothing has changed, and %d blobs were copied", again.Copied)
@@ -251,7 +252,7 @@ func TestSecondBackupCopiesWhatIsNew(t *testing.T) {
 
 func TestRotate(t *testing.T) {
 	f := newFixture(t)
-	p := f.place(filepath.Join(t.TempDir(), "place"))
+	p := f.place(filepath.Join(blobstoretest.TempDir(t), "place"))
 	refs := make([]blobstore.Hash, 5)
 	for i := range refs {
 		content := []byte(fmt.Sprint("generation ", i))
@@ -307,7 +308,7 @@ func TestEveryDamageOfAManifestIsFound(t *testing.T) {
 	f := newFixture(t)
 	f.write("/tasks/plan.md", []byte("the plan"))
 	f.write("/status/not utf-8 \xff\xfe", []byte("bytes"))
-	p := f.place(filepath.Join(t.TempDir(), "place"))
+	p := f.place(filepath.Join(blobstoretest.TempDir(t), "place"))
 	name := p.manifestPath(create(t, f, p, CreateOptions{}).Name)
 	whole, err := os.ReadFile(name)
 	if err != nil {
@@ -350,7 +351,7 @@ func TestDamagedBlobIsNeverServed(t *testing.T) {
 	rng := seeded(t)
 	content := noise(rng, 400<<10)
 	f.write("/tasks/data", content)
-	dir := filepath.Join(t.TempDir(), "place")
+	dir := filepath.Join(blobstoretest.TempDir(t), "place")
 	p := f.place(dir)
 	create(t, f, p, CreateOptions{})
 	sum := sha256.Sum256(content)
@@ -408,7 +409,7 @@ func TestLevelsChooseWhatIsBackedUp(t *testing.T) {
 		catalog.LevelAdvanced: {"messages", "status", "tasks"},
 		catalog.LevelCritical: {"status", "tasks"},
 	} {
-		p := f.place(filepath.Join(t.TempDir(), "place"))
+		p := f.place(filepath.Join(blobstoretest.TempDir(t), "place"))
 		res := create(t, f, p, CreateOptions{Level: level})
 		var got []string
 		if _, err := p.each(t.Context(), res.Name, func(e Entry) error {
@@ -429,7 +430,7 @@ func TestLevelsChooseWhatIsBackedUp(t *testing.T) {
 func TestBackupIsOfOneMoment(t *testing.T) {
 	f := newFixture(t)
 	f.make("/status/pair", catalog.NewInode{Mode: unix.S_IFDIR | 0o755})
-	p := f.place(filepath.Join(t.TempDir(), "place"))
+	p := f.place(filepath.Join(blobstoretest.TempDir(t), "place"))
 	stop, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
 		for n := 0; ; n++ {
@@ -449,7 +450,7 @@ func TestBackupIsOfOneMoment(t *testing.T) {
 	}()
 	for range 20 {
 		res := create(t, f, p, CreateOptions{})
-		out := filepath.Join(t.TempDir(), "out")
+		out := filepath.Join(blobstoretest.TempDir(t), "out")
 		if _, err := p.Extract(t.Context(), res.Name, "/status", out, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -478,7 +479,7 @@ func TestInterrupted(t *testing.T) {
 	f := newFixture(t)
 	populate(t, f, seeded(t))
 	stopped := errors.New("stopped")
-	dir := filepath.Join(t.TempDir(), "place")
+	dir := filepath.Join(blobstoretest.TempDir(t), "place")
 	for at := 0; ; at++ {
 		p, err := Open(t.Context(), Options{Dir: dir, StoreID: f.id})
 		if err != nil {
@@ -496,7 +497,7 @@ func TestInterrupted(t *testing.T) {
 			if at < 10 || len(all) != 1 {
 				t.Errorf("it ended after %d steps with %d backups", at, len(all))
 			}
-			out := filepath.Join(t.TempDir(), "out")
+			out := filepath.Join(blobstoretest.TempDir(t), "out")
 			if _, err := p.Extract(t.Context(), "", "/", out, nil); err != nil {
 				t.Fatal(err)
 			}
@@ -517,7 +518,7 @@ func TestInterrupted(t *testing.T) {
 
 func TestWrongPlaces(t *testing.T) {
 	f := newFixture(t)
-	dir := filepath.Join(t.TempDir(), "place")
+	dir := filepath.Join(blobstoretest.TempDir(t), "place")
 	p := f.place(dir)
 	if _, err := Open(t.Context(), Options{Dir: dir, StoreID: f.id}); !errors.Is(err, ErrBusy) {
 		t.Errorf("a place that is in use: %v", err)
