@@ -41,8 +41,19 @@ func doomed(round int) (all []blob, names []blobstore.Hash) {
 
 func storeAll(t *testing.T, s blobstore.Store, all []blob) {
 	t.Helper()
+	storeFrom(t, s, all, filepath.Join(blobstoretest.TempDir(t), "staged"))
+}
+
+// storeFrom is storeAll by way of one staged file, so that a process that is killed leaves nothing elsewhere.
+func storeFrom(t *testing.T, s blobstore.Store, all []blob, staged string) {
+	t.Helper()
 	for i, b := range all {
-		blobstoretest.Put(t, s, b.data)
+		if len(b.data) <= blobstore.MaxSmall {
+			blobstoretest.Put(t, s, b.data)
+		} else if err := errors.Join(os.WriteFile(staged, b.data, 0o600),
+			s.Adopt(t.Context(), blobstoretest.Sum(b.data), blobstoretest.SomeMeta(), staged, false)); err != nil {
+			t.Fatal(err)
+		}
 		if len(b.data) > blobstore.MaxSmall && i%2 == 0 {
 			if _, err := s.Protect(t.Context(), b.ref); err != nil {
 				t.Fatal(err)
@@ -75,7 +86,7 @@ func deleter(t *testing.T, arg string) {
 	s := openDir(t, dir, mode)
 	for round := 0; ; round++ {
 		all, names := doomed(round)
-		storeAll(t, s, all)
+		storeFrom(t, s, all, filepath.Join(dir, "staged"))
 		fmt.Printf("stored %d\n", round)
 		if err := s.DeleteBatch(context.Background(), names); err != nil {
 			t.Fatal(err)
