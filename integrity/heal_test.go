@@ -200,15 +200,13 @@ func TestByHand(t *testing.T) {
 
 // backup is a Source in memory.
 type backup struct {
-	name  string
-	have  map[blobstore.Hash][]byte
-	asked int
+	name string
+	have map[blobstore.Hash][]byte
 }
 
 func (b *backup) Name() string { return b.name }
 
 func (b *backup) Fetch(_ context.Context, ref blobstore.Ref, w io.Writer) error {
-	b.asked++
 	p, ok := b.have[ref.Hash]
 	if !ok {
 		return blobstore.ErrNotFound

@@ -26,7 +26,7 @@ func TestArrange(t *testing.T) {
 		"holdfast --help":                      "holdfast --help",
 		"holdfast --version":                   "holdfast version --",
 		"holdfast help":                        "holdfast --help",
-		"holdfast help ls":                     "holdfast ls --help --",
+		"holdfast help ls":                     "holdfast ls --help",
 		"holdfast frob -x":                     "holdfast frob -x",
 		"holdfast ls P -la":                    "holdfast ls -l -a -- P",
 		"holdfast ls P --store S --json":       "holdfast ls --store S --json -- P",
