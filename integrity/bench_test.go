@@ -5,14 +5,17 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 
 	"holdfast/integrity"
 	"holdfast/internal/volume"
 )
 
-func benchStore(b *testing.B, level string, files, size int) (*volume.Volume, *integrity.Engine) {
+func benchStore(b *testing.B, level string, files, size int, o integrity.Options) (*volume.Volume, *integrity.Engine) {
 	b.Helper()
 	ctx := context.Background()
 	dir := filepath.Join(b.TempDir(), "store")
@@ -23,7 +26,8 @@ func benchStore(b *testing.B, level string, files, size int) (*volume.Volume, *i
 	if err != nil {
 		b.Fatal(err)
 	}
-	eng, err := integrity.New(ctx, integrity.Options{Volume: vol})
+	o.Volume = vol
+	eng, err := integrity.New(ctx, o)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -51,7 +55,7 @@ func benchStore(b *testing.B, level string, files, size int) (*volume.Volume, *i
 func BenchmarkCheck(b *testing.B) {
 	for _, size := range []int{1 << 10, 32 << 10, 1 << 20} {
 		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
-			_, eng := benchStore(b, "tasks", 1, size)
+			_, eng := benchStore(b, "tasks", 1, size, integrity.Options{})
 			for b.Loop() {
 				sum, err := eng.Check(b.Context(), "/tasks/0", integrity.CheckOptions{Versions: true}, func(integrity.Result) error { return nil })
 				if err != nil || sum.Failed > 0 {
@@ -66,7 +70,7 @@ func BenchmarkCheck(b *testing.B) {
 func BenchmarkScrub(b *testing.B) {
 	const files, size = 128, 1 << 20
 	b.Run("store", func(b *testing.B) {
-		_, eng := benchStore(b, "status", files, size)
+		_, eng := benchStore(b, "status", files, size, integrity.Options{})
 		b.SetBytes(files * size)
 		for b.Loop() {
 			sum, err := eng.CheckStore(b.Context(), integrity.CheckOptions{Repair: true}, func(integrity.Result) error { return nil })
@@ -84,4 +88,56 @@ func BenchmarkScrub(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkBesideScrub writes small files and reads them, one round alone and one beside a scrub that makes a slice each second instead of every five minutes, in turn; a round is one
+// iteration. The figure is the median of how much slower the second of each pair is.
+func BenchmarkBesideScrub(b *testing.B) {
+	const round = 2 * time.Second
+	vol, eng := benchStore(b, "status", 512, 1<<20, integrity.Options{Slice: time.Second})
+	scrub := eng.Scrubber()
+	if err := scrub.Pause(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	eng.Start()
+	body, n := noise(1, 1<<10), 0
+	load := func() float64 {
+		began, ops := time.Now(), 0
+		for time.Since(began) < round {
+			p := fmt.Sprintf("/logs/%d", n%4096)
+			n++
+			if _, err := vol.WritePath(b.Context(), actor(), 0, p, 0o644, bytes.NewReader(body)); err != nil {
+				b.Fatal(err)
+			}
+			if err := vol.ReadPath(b.Context(), p, volume.Moment{}, io.Discard); err != nil {
+				b.Fatal(err)
+			}
+			ops++
+		}
+		return float64(ops) / time.Since(began).Seconds()
+	}
+	load()
+	var slower, alone []float64
+	for b.Loop() {
+		a := load()
+		if err := scrub.Resume(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		beside := load()
+		if err := scrub.Pause(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		slower, alone = append(slower, 100*(a-beside)/a), append(alone, a)
+	}
+	slices.Sort(slower)
+	slices.Sort(alone)
+	st, err := scrub.Status(b.Context())
+	if err != nil || st.Bytes == 0 && st.Cycle < 2 {
+		b.Fatal("the scrub did nothing", st, err)
+	}
+	b.ReportMetric(alone[len(alone)/2], "files/s")
+	b.ReportMetric(slower[len(slower)/2], "%slower")
+	b.ReportMetric(slower[len(slower)/4], "%slower-p25")
+	b.ReportMetric(slower[len(slower)*3/4], "%slower-p75")
+	b.ReportMetric(float64(st.Bytes)/(1<<20), "MiB-scrubbed")
 }
