@@ -136,19 +136,19 @@ func (r *removedSet) sync(s *files) error {
 	r.syncMu.Lock()
 	defer r.syncMu.Unlock()
 	r.mu.Lock()
-	todo := r.dirs
+	removed := r.dirs
 	r.dirs = [256]bool{}
 	r.mu.Unlock()
 	n := 0
-	for _, dirty := range todo {
+	for _, dirty := range removed {
 		if dirty {
 			n++
 		}
 	}
-	err := s.syncAll(nil, todo, n > maxDirty)
+	err := s.syncAll(nil, removed, n > maxDirty)
 	if err != nil {
 		r.mu.Lock()
-		for i, dirty := range todo {
+		for i, dirty := range removed {
 			r.dirs[i] = r.dirs[i] || dirty
 		}
 		r.mu.Unlock()

@@ -436,10 +436,10 @@ func (s *files) sync(ctx context.Context) error {
 			s.opt.storePath(blobsDir), d.failed)
 	}
 	d.mu.Lock()
-	todo, dirs, many := d.files, d.dirs, d.many
+	written, dirs, many := d.files, d.dirs, d.many
 	d.files, d.dirs, d.many = make(map[Hash]struct{}), [256]bool{}, false
 	d.mu.Unlock()
-	err := s.syncAll(todo, dirs, many)
+	err := s.syncAll(written, dirs, many)
 	if lost := (*syncError)(nil); errors.As(err, &lost) {
 		d.failed = err
 	} else if err != nil {
@@ -459,14 +459,14 @@ type syncError struct {
 func (e *syncError) Error() string { return fmt.Sprintf("sync %s: %v", e.path, e.err) }
 func (e *syncError) Unwrap() error { return e.err }
 
-func (s *files) syncAll(todo map[Hash]struct{}, dirs [256]bool, many bool) error {
+func (s *files) syncAll(written map[Hash]struct{}, dirs [256]bool, many bool) error {
 	if many {
 		if err := s.syncfs(s.root); err != nil {
 			return &syncError{"the filesystem of " + s.opt.storePath(blobsDir), err}
 		}
 		return nil
 	}
-	for h := range todo {
+	for h := range written {
 		if err := s.syncOne(h); err != nil {
 			return err
 		}

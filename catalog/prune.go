@@ -291,11 +291,11 @@ func (p *pruner) thin(ctx context.Context, i int, moments []Seq) error {
 	}
 	after := Seq(0)
 	for _, before := range moments {
-		from, todo := unthinned(done, after, before)
+		from, thin := unthinned(done, after, before)
 		if p.anew[i] {
-			from, todo = after, true
+			from, thin = after, true
 		}
-		if todo {
+		if thin {
 			if err := p.gap(ctx, i, gapOf{after, before, from}); err != nil {
 				return err
 			}
@@ -337,7 +337,7 @@ func still(done, moments []Seq) []Seq {
 
 // unthinned says whether anything may be left between two neighbouring moments, given those up to which history is thinned already, and
 // behind which record to look for it.
-func unthinned(done []Seq, after, before Seq) (from Seq, todo bool) {
+func unthinned(done []Seq, after, before Seq) (from Seq, thin bool) {
 	i, found := slices.BinarySearch(done, after)
 	if found {
 		i++

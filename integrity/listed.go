@@ -2,7 +2,6 @@ package integrity
 
 import (
 	"context"
-	"fmt"
 	"strings"
 )
 
@@ -64,10 +63,10 @@ func (e *Engine) journalEnds(ctx context.Context, w *walk) {
 func (s *Status) listed() string {
 	var parts []string
 	if n := s.Damaged - s.Others; n > 0 {
-		parts = append(parts, fmt.Sprintf("%d contents are damaged", n))
+		parts = append(parts, plural(n, "content is damaged", "contents are damaged"))
 	}
 	if s.Others > 0 {
-		parts = append(parts, fmt.Sprintf("%d damages to journal, catalog, history or second copies are not healed", s.Others))
+		parts = append(parts, plural(s.Others, "damage to journal, catalog, history or second copies is not healed", "damages to journal, catalog, history or second copies are not healed"))
 	}
 	return strings.Join(parts, ", ") + " (see .integrity/manual)"
 }

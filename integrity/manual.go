@@ -217,26 +217,26 @@ func ManualPage(d *Damaged) string {
 
 // otherPage is the page of what is no content.
 func otherPage(d *Damaged) string {
-	what, todo := d.DataID, "  holdfast check --all --repair tries again. holdfast backup create keeps what can be read.\n"
+	what, advice := d.DataID, "  holdfast check --all --repair tries again. holdfast backup create keeps what can be read.\n"
 	switch {
 	case d.DataID == catalogID:
 		what = "catalog.db, the index of the store, does not say what the journal says"
-		todo = "  See that there is room on the disk, then holdfast check --all --repair: the index is made anew from the journal.\n"
+		advice = "  See that there is room on the disk, then holdfast check --all --repair: the index is made anew from the journal.\n"
 	case d.DataID == blobsDB:
 		what = "blobs.db has a damaged structure"
-		todo = "  See that there is room on the disk, then holdfast check --all --repair: the database is made anew from the rows that can be read.\n"
+		advice = "  See that there is room on the disk, then holdfast check --all --repair: the database is made anew from the rows that can be read.\n"
 	case strings.HasPrefix(d.DataID, journalID):
 		what = "Records of the " + d.DataID + " and after cannot be read: who did it and why is not known any more. What came of it is in catalog.db"
-		todo = "  Contents and names are not lost by this. holdfast backup create keeps them elsewhere; if you have a copy of the file in journal/ that is named above, from\n" +
+		advice = "  Contents and names are not lost by this. holdfast backup create keeps them elsewhere; if you have a copy of the file in journal/ that is named above, from\n" +
 			"  before the damage, end the mount, put it in its place, and holdfast check --all tells whether it is intact.\n"
 	case strings.HasPrefix(d.DataID, inodeID):
 		what = "The history of a file contradicts itself (" + d.DataID + ")"
-		todo = "  Its newest content can be read. holdfast log shows its versions, holdfast audit verify tells whether somebody has changed the journal.\n"
+		advice = "  Its newest content can be read. holdfast log shows its versions, holdfast audit verify tells whether somebody has changed the journal.\n"
 	case strings.HasPrefix(d.DataID, secondID):
 		what = "The second copy of the content " + strings.TrimPrefix(d.DataID, secondID) + " is damaged, and cannot be written anew"
-		todo = "  The content itself can be read. See that the place of the second copies can be written, then holdfast check --all --repair.\n"
+		advice = "  The content itself can be read. See that the place of the second copies can be written, then holdfast check --all --repair.\n"
 	}
-	return fmt.Sprintf("What is broken\n  %s.\n  Found: %s\n  Why: %s\n\nWhat to do\n%s", what, d.Since.Format(time.RFC3339), d.Details, todo)
+	return fmt.Sprintf("What is broken\n  %s.\n  Found: %s\n  Why: %s\n\nWhat to do\n%s", what, d.Since.Format(time.RFC3339), d.Details, advice)
 }
 
 // Complete ends a recovery by hand: r yields the content that is missing. It is taken only if it is that content. catalog.ErrNotExist when nothing of that name waits,

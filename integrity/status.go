@@ -56,12 +56,20 @@ func (e *Engine) Status(ctx context.Context) (Status, error) {
 	return out, nil
 }
 
+// plural is a number and what it counts.
+func plural(n int64, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
 // line is the status in one line.
 func (s *Status) line() string {
 	if s.Healthy {
 		text := "healthy: nothing is damaged"
 		if s.Recovered > 0 {
-			text += fmt.Sprintf("; %d damages were healed", s.Recovered)
+			text += "; " + plural(s.Recovered, "damage was", "damages were") + " healed"
 		}
 		return text
 	}

@@ -35,7 +35,7 @@ func (c *Cursor) SkipTo(seq uint64) {
 // which fn returned an error counts as not read.
 func (c *Cursor) Read(ctx context.Context, fn func(Entry) error) error {
 	if c.known {
-		if done, err := c.goOn(ctx, fn); done {
+		if err := c.goOn(ctx, fn); !errors.Is(err, errReplay) {
 			return err
 		}
 	}
@@ -53,9 +53,11 @@ func (c *Cursor) note(e Entry) {
 	c.next, c.known, c.seg, c.off, c.chain = e.Seq+1, true, e.Pos.Segment, e.Pos.Offset+size, e.Chain
 }
 
-// goOn reads on from where the last record ended. done is false when the log does not look as expected there: its segment was rewritten, or is damaged,
-// which is for Replay to tell.
-func (c *Cursor) goOn(ctx context.Context, fn func(Entry) error) (done bool, err error) {
+// errReplay: the log does not look as expected where the last record ended. Its segment was rewritten, or is damaged, which is for Replay to tell.
+var errReplay = errors.New("the journal is to be searched from the start of a segment")
+
+// goOn reads on from where the last record ended; errReplay when that is not where the next one begins.
+func (c *Cursor) goOn(ctx context.Context, fn func(Entry) error) error {
 	l := c.l
 	l.mu.Lock()
 	closed, last, limit := l.closed, l.last, l.off
@@ -67,34 +69,37 @@ func (c *Cursor) goOn(ctx context.Context, fn func(Entry) error) (done bool, err
 	l.mu.Unlock()
 	switch {
 	case closed:
-		return true, ErrClosed
+		return ErrClosed
 	case c.next > last:
-		return true, nil
+		return nil
 	case i < 0:
-		return false, nil
+		return errReplay
 	}
 	r := &reader{fs: l.fs, dir: l.dir, store: l.store, segs: segs, limit: limit, seq: c.seg}
 	defer r.close()
 	if err := r.open(); err != nil {
-		return false, nil //nolint:nilerr // Replay meets the same error and tells it
+		return fmt.Errorf("%w: %w", errReplay, err)
 	}
 	if len(r.waiting) > 0 || r.foreign {
-		return false, nil
+		return errReplay
 	}
 	r.w.off, r.w.seq, r.w.chain, r.w.linked = c.off, c.next, c.chain, true
 	for {
 		if err := ctx.Err(); err != nil {
-			return true, err
+			return err
 		}
 		e, d, err := r.next()
-		if err != nil || d != nil || e.Seq == 0 {
-			return false, nil //nolint:nilerr // as above
+		switch {
+		case err != nil:
+			return fmt.Errorf("%w: %w", errReplay, err)
+		case d != nil || e.Seq == 0:
+			return errReplay
 		}
 		if err := fn(e); err != nil {
-			return true, err
+			return err
 		}
 		if c.note(e); e.Seq == last {
-			return true, nil
+			return nil
 		}
 	}
 }

@@ -42,7 +42,7 @@ func same(stored []byte, b *blob) bool {
 	return len(stored) == 0 && bytes.Equal(h.Sum(nil), b.ref.Hash[:])
 }
 
-// frameSize is how many bytes a frame takes: RFC 8878, 3.1.1.
+// frameSize is how many bytes a frame takes: RFC 8878, 3.1.1. The store's own code is not asked: it is what is tried.
 func frameSize(p []byte) (int, error) {
 	var head zstd.Header
 	if err := head.Decode(p); err != nil {
