@@ -136,7 +136,11 @@ func (c *compressor) start(s *files) {
 				return
 			case <-c.wake:
 			}
-			for h, ok := c.next(); ok && ctx.Err() == nil; h, ok = c.next() {
+			for ctx.Err() == nil { // else the list keeps what was interrupted
+				h, ok := c.next()
+				if !ok {
+					break
+				}
 				call := s.teller.begin(ctx)
 				if err := s.compressQueued(call, h); err != nil && ctx.Err() == nil && !errors.Is(err, ErrNotFound) {
 					s.opt.Log.Warn("a blob stays uncompressed", "blob", h.String(), "err", err)

@@ -19,10 +19,8 @@ func (s *files) remove(ctx context.Context, h Hash) error {
 		}
 		return &fs.PathError{Op: "open", Path: s.opt.storePath(blobsDir, fanOut(h[0])), Err: err}
 	}
-	there, err := s.removeFiles(dir, h, nil)
-	if there {
-		s.dirty.addDir(h[0])
-	}
+	_, err = s.removeFiles(dir, h, nil)
+	s.dirty.addDir(h[0]) // also when a removeBatch that failed has removed it
 	return err
 }
 

@@ -19,7 +19,7 @@ type Rebuilder interface {
 	// Sound is nil when SQLite finds the structure of blobs.db intact, or there is none; *DamageError else. It reads all of it.
 	Sound(ctx context.Context) error
 	// Rebuild makes blobs.db anew, of all rows that can still be read, unless it is Sound; the old one goes to the quarantine. What was lost is then missing, and may be stored
-	// again. Reads and writes of what is in it wait meanwhile. A process that is killed leaves the old one or the new. It says whether it did.
+	// again. Reads and writes of what is in it wait meanwhile. A process that is killed leaves the old one, maybe without its log, which is in the quarantine then, or the new. It says whether it did.
 	Rebuild(ctx context.Context) (bool, error)
 	// Rebuilt says why Open made blobs.db anew; nil when it did not.
 	Rebuilt() error
@@ -102,7 +102,7 @@ func (s *store) Rebuild(ctx context.Context) (bool, error) {
 	if err == nil {
 		r.gen.Add(1)
 		r.layouts.clear()
-		err = r.prepare(ctx)
+		err = r.prepareParity(ctx) // not prepare: what is incomplete by now is being written, and no number is handed out twice
 	}
 	if err != nil {
 		return false, fmt.Errorf("make blobs.db anew: %w", rowErr(err))

@@ -34,8 +34,23 @@ func (s *rows) adopt(ctx context.Context, sum Summed, meta Meta, staged *os.File
 	return os.Remove(path)
 }
 
+// errRemade: blobs.db was made anew while a blob was written, without the blocks that nothing named yet.
+var errRemade = errors.New("blobs.db was made anew meanwhile, without the blocks that were written before")
+
+// storeTries is how often a blob is written when blobs.db is made anew again and again meanwhile.
+const storeTries = 3
+
 // storeLarge writes content into rows that are new, in place of what the blob had.
 func (s *rows) storeLarge(ctx context.Context, sum Summed, meta Meta, plain io.ReaderAt) error {
+	for try := 1; ; try++ {
+		err := s.storeOnce(ctx, sum, meta, plain)
+		if try == storeTries || !errors.Is(err, errRemade) {
+			return err
+		}
+	}
+}
+
+func (s *rows) storeOnce(ctx context.Context, sum Summed, meta Meta, plain io.ReaderAt) error {
 	n := blockCount(sum.Ref.Size)
 	first := s.reserve(n)
 	err := s.db.Write(ctx, func(c *sqldb.Conn) error {
@@ -191,6 +206,9 @@ func (s *rows) nameLarge(ctx context.Context, sum Summed, k columns, first, n in
 		if err := c.Prep("DELETE FROM incomplete WHERE first = ?").BindInt64(1, first).Exec(); err != nil {
 			return err
 		}
+		if c.Changes() == 0 {
+			return errRemade
+		}
 		return addTotal(c, delta)
 	})
 	if err != nil {
@@ -295,6 +313,7 @@ func (s *rows) removeRows(ctx context.Context, there []Hash) error {
 	if err != nil {
 		return fmt.Errorf("delete %d blobs: %w", len(there), rowErr(err))
 	}
+	s.unsynced.Store(true) // also for who finds them gone already
 	s.gen.Add(1)
 	for i := range there {
 		s.forget(there[i])
@@ -334,6 +353,9 @@ func (s *rows) present(ctx context.Context, hashes []Hash) (there []Hash, err er
 	})
 	if err != nil {
 		return nil, rowErr(err)
+	}
+	if len(protected) > 0 {
+		defer s.unsynced.Store(true)
 	}
 	for i := range protected {
 		if err := s.dropParity(ctx, protected[i]); err != nil {
