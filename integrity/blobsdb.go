@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/blobstore"
 	"holdfast/internal/volume"
 )
@@ -35,6 +37,9 @@ func (e *Engine) rebuiltResult(ctx context.Context, where string, cause, err err
 	e.record(ctx, &a)
 	e.note(ctx, &r)
 	if err == nil {
+		if where == "" {
+			e.unlist(ctx, blobsDB)
+		}
 		e.tell(EventHealed, blobsDB, "", where+"blobs.db was made anew; what it lacks is healed when it is met")
 	}
 	return r
@@ -121,14 +126,13 @@ func (c *checker) soundness(ctx context.Context, where string, s structural) err
 	case s.cause == nil:
 		c.e.unlist(ctx, id)
 		return nil
-	case !isDamage(s.cause):
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case !isDamage(s.cause) && !errors.Is(s.cause, unix.EIO): // a page that cannot be read at all keeps nobody from checking the rest
 		return s.cause
 	case !s.rebuilt:
 		c.e.listOther(ctx, id, false, s.cause.Error())
 		return c.failed(ctx, c.e.result(Checksum, blobsDB, ""), where+s.cause.Error())
-	}
-	if ctx.Err() != nil {
-		return ctx.Err()
 	}
 	r := c.e.rebuiltResult(ctx, where, s.cause, s.err)
 	c.e.listOther(ctx, id, s.err == nil, r.Details)

@@ -392,7 +392,7 @@ func (l *limited) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// tryHard goes on with a blob that a read could not wait for: it looks for a flipped bit for longer, asks the backups again, and then rolls back what may be.
+// tryHard goes on with a blob that a read could not wait for: it looks for a flipped bit for longer, and then rolls back what may be.
 func (e *Engine) tryHard(ctx context.Context, ref blobstore.Ref) error {
 	found, err := e.guarded.Inspect(ctx, ref)
 	if err != nil && !isDamage(err) {
@@ -406,8 +406,10 @@ func (e *Engine) tryHard(ctx context.Context, ref blobstore.Ref) error {
 	hopeless := e.hopeless[ref.Hash]
 	e.mu.Unlock()
 	if !hopeless && ref.Size > flipInline && ref.Size <= blobstore.MaxSmall {
-		source, _, err := e.try(ctx, ref, nil, []remedy{{ChecksumMatch, "flipped bit", func(ctx context.Context) (int64, error) {
-			return e.fromFlip(ctx, ref, flipPatient)
+		var why error
+		source, _, err := e.try(ctx, ref, nil, []remedy{{ChecksumMatch, "flipped bit", func(ctx context.Context) (n int64, err error) {
+			n, why = e.fromFlip(ctx, ref, flipPatient)
+			return n, why
 		}}}, first(names))
 		if err == nil {
 			e.healed(ctx, ref, first(names), source)
@@ -416,12 +418,14 @@ func (e *Engine) tryHard(ctx context.Context, ref blobstore.Ref) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		e.mu.Lock()
-		if len(e.hopeless) > 1<<16 {
-			clear(e.hopeless)
+		if errors.Is(why, blobstore.ErrDamaged) { // and not a full disk, say
+			e.mu.Lock()
+			if len(e.hopeless) > 1<<16 {
+				clear(e.hopeless)
+			}
+			e.hopeless[ref.Hash] = true // the search takes minutes: once is enough
+			e.mu.Unlock()
 		}
-		e.hopeless[ref.Hash] = true // the search takes minutes: once is enough
-		e.mu.Unlock()
 	}
 	return e.rollBackUsers(ctx, ref)
 }

@@ -225,6 +225,9 @@ func otherPage(d *Damaged) string {
 	case d.DataID == blobsDB:
 		what = "blobs.db has a damaged structure"
 		advice = "  See that there is room on the disk, then holdfast check --all --repair: the database is made anew from the rows that can be read.\n"
+	case d.DataID == secondID+blobsDB:
+		what = "blobs.db of the second copies has a damaged structure"
+		advice = "  See that the place of the second copies can be written, then holdfast check --all --repair: it is made anew from the rows that can be read.\n"
 	case strings.HasPrefix(d.DataID, journalID):
 		what = "Records of the " + d.DataID + " and after cannot be read: who did it and why is not known any more. What came of it is in catalog.db"
 		advice = "  Contents and names are not lost by this. holdfast backup create keeps them elsewhere; if you have a copy of the file in journal/ that is named above, from\n" +

@@ -294,11 +294,12 @@ func (s *Scrubber) report(ctx context.Context, err error) {
 
 func (s *Scrubber) makeUp(ctx context.Context) {
 	c := s.e.newChecker(CheckOptions{Repair: true}, func(Result) error { return nil })
+	s.mu.Lock()
+	s.lacking = false // whoever misses something meanwhile says so
+	s.mu.Unlock()
 	made, err := c.resilver(ctx, s.e.pace(sliceActive, 1))
-	if err == nil && s.e.vol.Second().Err() == nil {
-		s.mu.Lock()
-		s.lacking = s.missing // asked for again meanwhile
-		s.mu.Unlock()
+	if err != nil || c.sum.Skipped > 0 || s.e.vol.Second().Err() != nil {
+		s.lacks()
 	}
 	switch {
 	case err != nil && ctx.Err() == nil:

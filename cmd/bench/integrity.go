@@ -202,7 +202,7 @@ func writeAtLevels(ctx context.Context, t *turn, vol *volume.Volume, e *integrit
 		if l.level == catalog.LevelCritical {
 			ok, err := vol.Second().Has(ctx, list[0].Blob)
 			if err != nil || !ok {
-				return fmt.Errorf("there is no second copy: %w", err)
+				return errors.Join(errors.New("there is no second copy"), err)
 			}
 			copied = 1
 		}

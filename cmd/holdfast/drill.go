@@ -52,14 +52,16 @@ func (e *env) runDrill(ctx context.Context, c *cli.Context) (err error) {
 		defer func() { err = errors.Join(err, v.Close(context.WithoutCancel(ctx))) }()
 		o.Source = v
 	}
-	o.Problem = func(p drill.Problem) {
-		fmt.Fprintf(e.stderr, "exercise %d: %s: %s\n", p.Number, p.What, p.Damage)
-	}
+	clearLine := ""
 	if e.stderrIsTerminal() {
+		clearLine = "\r\x1b[K"
 		o.Progress = func(done, of int) { fmt.Fprintf(e.stderr, "\r%d of %d damages", done, of) }
-		defer fmt.Fprint(e.stderr, "\r\x1b[K")
+	}
+	o.Problem = func(p drill.Problem) {
+		fmt.Fprintf(e.stderr, "%sexercise %d: %s: %s\n", clearLine, p.Number, p.What, p.Damage)
 	}
 	rep, err := drill.Run(ctx, o)
+	fmt.Fprint(e.stderr, clearLine) // before the table
 	if err != nil {
 		if rep.Total.Damages > 0 && !c.Bool("json") { // what an interrupted one has found out so far
 			err = errors.Join(err, drillTable(e.stdout, &rep))

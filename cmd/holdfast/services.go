@@ -156,7 +156,7 @@ func (s *services) Health(ctx context.Context) (control.Health, error) {
 // Operations implements control.Services.
 func (s *services) Operations() []control.Operation { return s.operations }
 
-// Close implements control.Services: it waits until all have ended.
+// Close implements control.Services: it waits until all have ended, but no longer than stopGrace for backups.
 func (s *services) Close() error {
 	if s.stop != nil {
 		s.stop()

@@ -344,15 +344,13 @@ func (f *file) keepReplaced(ctx context.Context, row catalog.Inode) error {
 		return err
 	}
 	f.keptLast = f.changedLast.Load()
-	if err := f.v.beginCopies(ctx, commitIdle, level, &cm)(); err != nil {
-		return err
-	}
+	err = f.v.beginCopies(ctx, commitIdle, level, &cm)()
 	f.v.log.Warn("a file was open when another was put in its place; what was written to it since is the content of a conflict",
 		"path", x.Path, "agent", x.LostBy.Agent, "put by", x.WonBy.Agent, "inode", x.Side)
 	if durable {
-		return f.v.cat.Sync(ctx)
+		err = errors.Join(err, f.v.cat.Sync(ctx))
 	}
-	return nil
+	return err
 }
 
 // forgetCached makes the kernel forget what it has cached of a file, soon: it may be waiting for the answer to a request right now.

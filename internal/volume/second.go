@@ -280,7 +280,16 @@ func (x *Second) putLarge(ctx context.Context, s blobstore.Store, ref blobstore.
 		return err
 	}
 	p.Beat(ref.Size)
-	return s.Verify(ctx, ref)
+	return x.readBack(ctx, s, ref)
+}
+
+// readBack verifies a copy that was just written. Damage is of the place, not of what was copied.
+func (x *Second) readBack(ctx context.Context, s blobstore.Store, ref blobstore.Ref) error {
+	err := s.Verify(ctx, ref)
+	if isDamage(err) {
+		err = fmt.Errorf("%s: %w: %w", x.dir, ErrSecond, err)
+	}
+	return err
 }
 
 // putSmall writes a small copy, together with those of others.
@@ -344,7 +353,7 @@ func (x *Second) putGroup(ctx context.Context, s blobstore.Store, items []blobst
 	}
 	outcome := make([]error, len(items))
 	for i := range items {
-		outcome[i] = s.Verify(ctx, items[i].Ref)
+		outcome[i] = x.readBack(ctx, s, items[i].Ref)
 	}
 	return outcome, nil
 }
@@ -462,7 +471,14 @@ func (v *Volume) copyOne(ctx context.Context, ref blobstore.Ref, fresh map[blobs
 
 // CopySecond makes the second copy of a blob, or mends it, from what the store has of it, which is verified. ErrDamaged, ErrSecond.
 func (v *Volume) CopySecond(ctx context.Context, ref blobstore.Ref) error {
-	return v.second.Put(ctx, ref, &blobReader{ctx: ctx, ref: ref, read: v.ReadStored})
+	read := func(ctx context.Context, ref blobstore.Ref, p []byte, off int64) error {
+		err := v.ReadStored(ctx, ref, p, off)
+		if errors.Is(err, unix.EIO) && !isDamage(err) { // a bad place of the store's disk, not of the second one
+			err = fmt.Errorf("%w: %w", blobstore.ErrDamaged, err)
+		}
+		return err
+	}
+	return v.second.Put(ctx, ref, &blobReader{ctx: ctx, ref: ref, read: read})
 }
 
 // StoredReader returns the content of a blob, verified, from its start; Read returns the errors of ReadStored.

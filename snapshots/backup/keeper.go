@@ -42,6 +42,8 @@ type Keeper struct {
 	state  map[string]*State  // by directory; guarded by mu
 	access map[string]*access // by directory; guarded by mu
 	work   sync.WaitGroup
+	// marking is held while blobs are marked, which counts up: places are written beside each other.
+	marking sync.Mutex
 }
 
 // access is what is known of a place beside its backups.
@@ -210,7 +212,10 @@ func (k *Keeper) makeIn(ctx context.Context, b volume.Backup, o CreateOptions) (
 	}
 	k.done()
 	if k.marks != nil {
-		if err := k.marks.MarkBackedUp(ctx, res.Blobs, o.Now); err != nil {
+		k.marking.Lock()
+		err := k.marks.MarkBackedUp(ctx, res.Blobs, o.Now)
+		k.marking.Unlock()
+		if err != nil {
 			k.log.Warn("the sidecars do not say of all blobs that they are backed up", "error", err)
 		}
 	}
